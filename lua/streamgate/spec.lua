@@ -1,0 +1,140 @@
+--- Tests of plugins: what a plugin promises, said as code.
+
+local harness = require "streamgate.harness"
+
+local M = {}
+
+local Plugin = {}
+Plugin.__index = Plugin
+
+--- Sends a request through the plugin's phases, up to the request that goes upstream. Fields: `method`, `path`,
+--- `query`, `headers`, `client_ip`, `tls`, `websocket`, `principal`, `set`.
+function Plugin:request(request)
+  return harness.request(self.settings, request or {})
+end
+
+--- Sends a response through `response_headers`. Fields: `status`, `headers`, `request`.
+function Plugin:response(response)
+  return harness.response(self.settings, response or {})
+end
+
+--- The same plugin with other settings.
+function Plugin:with(settings)
+  return setmetatable({ settings = settings }, Plugin)
+end
+
+--- A token file made of a table from principals to tokens, or to tables with `token` and attributes.
+function M.tokens(principals)
+  return harness.tokens(principals)
+end
+
+--- The tests of one plugin.
+--- @param name string
+--- @param settings table
+--- @param describe fun(it: fun(what: string, test: fun(plugin: table)))
+function M.plugin(name, settings, describe)
+  local suite = { name = name, tests = {} }
+  describe(function(what, test)
+    suite.tests[#suite.tests + 1] = {
+      what = what,
+      run = function()
+        test(setmetatable({ settings = settings }, Plugin))
+      end,
+    }
+  end)
+  return suite
+end
+
+local function shown(value)
+  if type(value) ~= "table" then
+    return type(value) == "string" and ("%q"):format(value) or tostring(value)
+  end
+  local keys = {}
+  for key in pairs(value) do
+    keys[#keys + 1] = tostring(key)
+  end
+  table.sort(keys)
+  for idx, key in ipairs(keys) do
+    local item = value[key]
+    if item == nil then
+      item = value[tonumber(key)]
+    end
+    keys[idx] = key .. " = " .. shown(item)
+  end
+  return "{ " .. table.concat(keys, ", ") .. " }"
+end
+
+local function same(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" then
+    return a == b
+  end
+  for key, value in pairs(a) do
+    if not same(value, b[key]) then
+      return false
+    end
+  end
+  for key in pairs(b) do
+    if a[key] == nil then
+      return false
+    end
+  end
+  return true
+end
+
+--- Fails unless both are the same, tables by content.
+function M.equal(got, expected, what)
+  if not same(got, expected) then
+    error(("%sexpected %s, got %s"):format(what and what .. ": " or "", shown(expected), shown(got)), 2)
+  end
+end
+
+--- Fails unless the request went on.
+function M.passed(out)
+  if out.code or out.status then
+    error("expected the request to pass, got " .. shown { code = out.code, status = out.status }, 2)
+  end
+end
+
+--- Fails unless the request was rejected with that code.
+function M.rejected(out, code)
+  if out.code ~= code then
+    error(("expected the rejection %s, got %s"):format(code, shown { code = out.code, status = out.status }), 2)
+  end
+end
+
+--- Fails unless the plugin answered with that status.
+function M.responded(out, status)
+  if out.code or out.status ~= status then
+    error(("expected the answer %d, got %s"):format(status, shown { code = out.code, status = out.status }), 2)
+  end
+end
+
+--- Fails unless a header of the answer (or of the response) has that value; nil: unless it is absent.
+function M.header(out, name, value)
+  if out.headers[name] ~= value then
+    error(("header %s: expected %s, got %s"):format(name, shown(value), shown(out.headers[name])), 2)
+  end
+end
+
+--- Fails unless a header that goes upstream has that value; nil: unless it is absent.
+function M.upstream(out, name, value)
+  if out.upstream[name] ~= value then
+    error(("upstream header %s: expected %s, got %s"):format(name, shown(value), shown(out.upstream[name])), 2)
+  end
+end
+
+--- Fails unless the plugin set something for later plugins.
+function M.set(out, name, value)
+  if not same(out.set[name], value) then
+    error(("%s: expected %s, got %s"):format(name, shown(value), shown(out.set[name])), 2)
+  end
+end
+
+--- Fails unless the plugin failed with an error that has this text.
+function M.failed(out, text)
+  if not out.failure or not out.failure:find(text, 1, true) then
+    error(("expected a failure with %q, got %s"):format(text, shown(out.failure)), 2)
+  end
+end
+
+return M

@@ -1,0 +1,50 @@
+--- spec.lua: what inject-headers promises.
+
+local spec = require "streamgate.spec"
+
+local settings = {
+  set = { ["x-tenant"] = "{principal.tenant}", ["x-via"] = "gateway {request.id}", ["x-client"] = "{client.ip}" },
+  remove = { "referer" },
+}
+
+return spec.plugin("inject-headers", settings, function(it)
+  it("fills in what is known about the request", function(plugin)
+    local out = plugin:request { principal = { id = "ada", tenant = "acme" }, client_ip = "192.0.2.7", id = "r1" }
+    spec.upstream(out, "x-tenant", "acme")
+    spec.upstream(out, "x-via", "gateway r1")
+    spec.upstream(out, "x-client", "192.0.2.7")
+  end)
+
+  it("lets no browser say what the gateway could not", function(plugin)
+    local out = plugin:request { headers = { ["x-tenant"] = "forged" } }
+    spec.upstream(out, "x-tenant", nil)
+    out = plugin:request { headers = { ["x-tenant"] = "forged" }, principal = { id = "ada", tenant = "acme" } }
+    spec.upstream(out, "x-tenant", "acme")
+  end)
+
+  it("takes headers out", function(plugin)
+    local out = plugin:request { headers = { referer = "https://app.example/secret", accept = "*/*" } }
+    spec.upstream(out, "referer", nil)
+    spec.upstream(out, "accept", "*/*")
+  end)
+
+  it("fails on a placeholder that it does not know", function(plugin)
+    local out = plugin:with({ set = { ["x-a"] = "{request.secret}" }, remove = {} }):request {}
+    spec.rejected(out, "plugin.failed")
+    spec.failed(out, "unknown placeholder {request.secret}")
+  end)
+
+  it("cannot say what the gateway says to NVCF", function(plugin)
+    for _, name in ipairs { "authorization", "function-id", "nvcf-reqid", "X-NVCF-ABSORB", "host", "cookie" } do
+      local out = plugin:with({ set = { [name] = "x" }, remove = {} }):request {}
+      spec.rejected(out, "plugin.failed")
+      spec.failed(out, "is the gateway's to say")
+    end
+  end)
+
+  it("cannot be made to split a header", function(plugin)
+    local out = plugin:request { principal = { id = "ada", tenant = "acme\r\nx-admin: yes" } }
+    spec.rejected(out, "plugin.failed")
+    spec.upstream(out, "x-admin", nil)
+  end)
+end)

@@ -1,0 +1,172 @@
+//! The composition root: a configuration becomes running services.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::config::{Config, Place, Problem, Problems};
+use crate::frontdoor;
+use crate::gateway::{Checked, Gateway};
+use crate::streaming;
+use crate::telemetry::{AccessLog, Admin, Metrics};
+
+/// Everything that a configuration asks for, with its ports bound. Nothing is served until [`App::run`].
+pub struct App {
+    gateway: Option<Gateway>,
+    streaming: Option<streaming::Server>,
+    frontdoor: Option<frontdoor::Server>,
+    admin: Option<Admin>,
+    metrics: Metrics,
+    addresses: Addresses,
+}
+
+/// Where the services of an [`App`] listen. `None`: the configuration does not ask for that service.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addresses {
+    /// The gateway's, for browsers.
+    pub gateway: Option<SocketAddr>,
+    /// The admin endpoints'.
+    pub admin: Option<SocketAddr>,
+    /// The control server's.
+    pub control: Option<SocketAddr>,
+    /// The signalling WebSocket's.
+    pub signaling: Option<SocketAddr>,
+    /// The UDP port for media.
+    pub media: Option<SocketAddr>,
+    /// The local front door's.
+    pub frontdoor: Option<SocketAddr>,
+}
+
+/// What [`App::check`] found: no mistakes, but perhaps something to know.
+#[derive(Debug)]
+pub struct Report {
+    /// What an operator should know although it is no mistake.
+    pub warnings: Vec<String>,
+    /// For each route, the plugins of each phase as they will run.
+    pub routes: Vec<String>,
+}
+
+impl App {
+    /// Checks everything that a configuration refers to, without opening a port.
+    ///
+    /// # Errors
+    /// All mistakes that were found.
+    pub fn check(config: Config, clock: &Clock) -> Result<Report, Problems> {
+        let Some(gateway) = config.gateway else {
+            return Ok(Report { warnings: Vec::new(), routes: Vec::new() });
+        };
+        let paths: Vec<String> = gateway.routes.iter().map(|it| it.path.clone()).collect();
+        let checked = Checked::new(gateway, clock)?;
+        let routes = paths.iter().filter_map(|it| checked.program.explain(it)).collect();
+        Ok(Report { warnings: checked.warnings, routes })
+    }
+
+    /// Loads policies and certificates, and binds all ports.
+    ///
+    /// # Errors
+    /// All mistakes of the first part that has any: policies and certificates, then ports.
+    pub async fn build(config: Config, clock: Clock) -> Result<App, Problems> {
+        let metrics = Metrics::new();
+        let mut addresses = Addresses::default();
+        let mut ready = Arc::new(AtomicBool::new(true));
+
+        // Policies load first: a gateway whose policy does not load must not open a port.
+        let checked = config.gateway.map(|it| Checked::new(it, &clock)).transpose()?;
+
+        // The streaming server and the front door come before the gateway that leads to them.
+        let streaming = match config.streaming {
+            Some(it) => Some(streaming::Server::bind(it, &metrics, &clock).await?),
+            None => None,
+        };
+        if let Some(it) = streaming.as_ref().map(streaming::Server::addresses) {
+            (addresses.control, addresses.signaling, addresses.media) =
+                (Some(it.control), Some(it.signaling), Some(it.media));
+        }
+        let frontdoor = match config.frontdoor {
+            Some(it) => Some(frontdoor::Server::bind(it, &clock).await?),
+            None => None,
+        };
+        addresses.frontdoor = frontdoor.as_ref().map(frontdoor::Server::address);
+
+        let has_gateway = checked.is_some();
+        let gateway = match checked {
+            Some(checked) => {
+                for warning in &checked.warnings {
+                    tracing::warn!("{warning}.");
+                }
+                let access = AccessLog::new(config.log.access, config.log.json, &metrics);
+                let gateway = Gateway::bind(checked, &metrics, access, &clock)?;
+                addresses.gateway = Some(gateway.address());
+                ready = gateway.ready();
+                Some(gateway)
+            }
+            None => None,
+        };
+
+        // Streaming servers and front doors have their own health paths; the admin port is the gateway's.
+        let admin = match has_gateway {
+            true => Some(Admin::bind(&config.admin, &metrics, ready).await.map_err(|error| {
+                let subject = format!("admin.address = \"{}\"", config.admin.address);
+                Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
+            })?),
+            false => None,
+        };
+        addresses.admin = admin.as_ref().map(Admin::address);
+        Ok(App { gateway, streaming, frontdoor, admin, metrics, addresses })
+    }
+
+    /// Where the services listen.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// All metrics so far, in Prometheus' text format.
+    pub fn metrics(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let metrics = self.metrics.clone();
+        move || metrics.render()
+    }
+
+    /// Serves until `stop`, or until a streaming server has served the one session it was told to; then drains.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let App { gateway, streaming, frontdoor, admin, .. } = self;
+        let (stopping, stopped) = watch::channel(false);
+        let until_stopped = || {
+            let mut stopped = stopped.clone();
+            async move { drop(stopped.wait_for(|it| *it).await) } // a sender that is gone stops as well
+        };
+        let admin = admin.map(|it| tokio::spawn(it.run()));
+        let streaming = streaming.map(|it| tokio::spawn(it.run(until_stopped())));
+        let frontdoor = frontdoor.map(|it| tokio::spawn(it.run(until_stopped())));
+        let gateway = gateway.map(Gateway::start);
+
+        let mut streaming = streaming;
+        let stream_ended = async {
+            match &mut streaming {
+                Some(task) => drop(task.await), // its own panic was printed
+                None => std::future::pending().await,
+            }
+        };
+        let was_stopped = tokio::select! {
+            () = stop => true,
+            () = stream_ended => false,
+        };
+
+        // The gateway first, so that its sessions are told before what is behind them goes away.
+        if let Some(gateway) = gateway {
+            drop(tokio::task::spawn_blocking(move || gateway.stop()).await);
+        }
+        stopping.send_replace(true);
+        if was_stopped && let Some(task) = streaming {
+            drop(task.await);
+        }
+        if let Some(task) = frontdoor {
+            drop(task.await);
+        }
+        if let Some(task) = admin {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! `streamgate reference`: the pages that are generated.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::Failure;
+use crate::{config, lua, rejection};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// The checkout.
+    #[arg(default_value = ".")]
+    root: PathBuf,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), Failure> {
+    let pages = [
+        ("docs/reference/configuration.md", config::reference()),
+        ("docs/reference/errors.md", rejection::reference()),
+        ("docs/reference/lua.md", lua::api_page()),
+        ("lua/types/streamgate.lua", lua::api_types()),
+    ];
+    for (path, text) in pages {
+        write(&options.root.join(path), &text)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    made.and_then(|()| std::fs::write(path, text))
+        .map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
+    println!("{}", path.display());
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! The only source of time: the machine's, or one that stands still until a test advances it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+pub use std::time::{Instant, SystemTime};
+
+/// Reads the time and waits for it.
+///
+/// Cloning is cheap; all clones of a paused clock are advanced together.
+#[derive(Clone, Debug)]
+pub struct Clock(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    System,
+    Paused { start: Instant, start_wall: SystemTime, elapsed: watch::Sender<Duration> },
+}
+
+/// A deadline that can be moved; made by [`Clock::timer`].
+#[derive(Debug)]
+pub struct Timer {
+    deadline: Instant,
+    wait: Wait,
+}
+
+enum Wait {
+    System(Pin<Box<tokio::time::Sleep>>),
+    Paused { clock: Clock, changed: Pin<Box<dyn Future<Output = ()> + Send>> },
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Clock(Kind::System)
+    }
+
+    /// A clock that stands still until [`Clock::advance`].
+    pub fn paused() -> Self {
+        #[allow(clippy::disallowed_methods)] // the one place that may read it
+        let (start, start_wall) = (Instant::now(), SystemTime::now());
+        Clock(Kind::Paused { start, start_wall, elapsed: watch::Sender::new(Duration::ZERO) })
+    }
+
+    /// Monotonic time, for durations and deadlines.
+    #[allow(clippy::disallowed_methods)] // the one place that may read it
+    pub fn now(&self) -> Instant {
+        match &self.0 {
+            Kind::System => Instant::now(),
+            Kind::Paused { start, elapsed, .. } => *start + *elapsed.borrow(),
+        }
+    }
+
+    /// Calendar time, for what outlives the process or is read by people.
+    #[allow(clippy::disallowed_methods)] // the one place that may read it
+    pub fn wall(&self) -> SystemTime {
+        match &self.0 {
+            Kind::System => SystemTime::now(),
+            Kind::Paused { start_wall, elapsed, .. } => *start_wall + *elapsed.borrow(),
+        }
+    }
+
+    /// Seconds since the Unix epoch.
+    pub fn unix(&self) -> u64 {
+        self.wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs())
+    }
+
+    /// Moves a paused clock forward and wakes whoever waits for the time passed.
+    ///
+    /// # Panics
+    /// On the system clock, which nobody can advance.
+    pub fn advance(&self, by: Duration) {
+        let Kind::Paused { elapsed, .. } = &self.0 else { panic!("only a paused clock can be advanced") };
+        elapsed.send_modify(|it| *it += by);
+    }
+
+    /// Waits until `deadline`; returns at once when it has passed.
+    pub async fn sleep_until(&self, deadline: Instant) {
+        let mut timer = self.timer(deadline);
+        std::future::poll_fn(|cx| timer.poll(cx)).await;
+    }
+
+    /// Waits for `duration` from now.
+    pub async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now() + duration).await;
+    }
+
+    /// Runs `future` for at most `duration`; `None` when the time is over first.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep(duration) => None,
+        }
+    }
+
+    /// A deadline that can be moved and polled.
+    pub fn timer(&self, deadline: Instant) -> Timer {
+        #[allow(clippy::disallowed_methods)] // the one place that may wait for it
+        let wait = match &self.0 {
+            Kind::System => Wait::System(Box::pin(tokio::time::sleep_until(deadline.into()))),
+            Kind::Paused { .. } => Wait::Paused { clock: self.clone(), changed: self.changed() },
+        };
+        Timer { deadline, wait }
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let Kind::Paused { elapsed, .. } = &self.0 else {
+            unreachable!("only a paused clock waits for a change")
+        };
+        let mut receiver = elapsed.subscribe();
+        Box::pin(async move {
+            if receiver.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}
+
+impl Timer {
+    /// Moves the deadline. Cheap when it did not change.
+    pub fn reset(&mut self, deadline: Instant) {
+        if self.deadline != deadline {
+            self.deadline = deadline;
+            if let Wait::System(sleep) = &mut self.wait {
+                sleep.as_mut().reset(deadline.into());
+            }
+        }
+    }
+
+    /// Ready once the deadline has passed, and from then on until it is moved.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.wait {
+            Wait::System(sleep) => sleep.as_mut().poll(cx),
+            Wait::Paused { clock, changed } => loop {
+                if clock.now() >= self.deadline {
+                    return Poll::Ready(());
+                }
+                std::task::ready!(changed.as_mut().poll(cx));
+                *changed = clock.changed();
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Wait::System(_) => "System",
+            Wait::Paused { .. } => "Paused",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_paused_clock_wakes_its_sleepers_when_it_is_advanced() {
+        let clock = Clock::paused();
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(3600)).await }
+        });
+        tokio::task::yield_now().await;
+        clock.advance(Duration::from_secs(3599));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(Duration::from_secs(1));
+        sleeper.await.expect("the sleeper does not panic");
+    }
+}

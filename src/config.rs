@@ -1,0 +1,300 @@
+//! What an operator wrote, turned into a [`Config`] that is valid by construction.
+//!
+//! [`Sources`] are what stands in the file, in the environment and on the command line; [`Sources::resolve`] is the
+//! only way from there to a `Config`, and it reports every mistake before it returns.
+
+mod env;
+mod node;
+mod problem;
+mod reference;
+mod resolve;
+mod setting;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use env::Env;
+pub use node::{Entry, Node, Table, Value};
+pub use problem::{Place, Problem, Problems};
+pub(crate) use reference::reference;
+pub use resolve::{Role, Sources};
+pub(crate) use value::{Parse, duration};
+pub use value::{PortRange, Reference, Server, Size};
+
+use crate::secret::Secret;
+
+/// A whole configuration. No invalid one exists.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The gateway, unless this process is a streaming server or a front door alone.
+    pub gateway: Option<Gateway>,
+    /// The streaming server, when it runs in this process.
+    pub streaming: Option<Streaming>,
+    /// The local front door, when it runs in this process.
+    pub frontdoor: Option<FrontDoor>,
+    /// The admin endpoints.
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+}
+
+/// The gateway.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Refuse to start when a route authenticates nobody.
+    pub require_auth: bool,
+    /// Worker threads, at least one.
+    pub workers: usize,
+    /// Where browsers come in.
+    pub listen: Listen,
+    /// Where they are taken.
+    pub upstream: Upstream,
+    /// The life of sessions.
+    pub sessions: Sessions,
+    /// Where plugins are found.
+    pub plugins: Plugins,
+    /// The routes, in the order of the file; never empty.
+    pub routes: Vec<Route>,
+    /// Sources of settings for the plugins: the environment and the folder that relative paths start from.
+    pub origin: Origin,
+}
+
+/// What references inside plugin settings are resolved against.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The environment.
+    pub env: Env,
+    /// Folder of the configuration file, or the working directory.
+    pub base: PathBuf,
+}
+
+/// Where browsers come in.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Address and port; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// Who may open a WebSocket; `None`: anybody.
+    pub origins: Option<Vec<String>>,
+    /// TLS, when it is on.
+    pub tls: Option<Tls>,
+    /// Largest request head in bytes.
+    pub max_head: usize,
+    /// Most header lines of a request.
+    pub max_headers: usize,
+    /// Time for a whole request head, and for a TLS handshake.
+    pub head_timeout: Duration,
+    /// Time between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Most browser connections at once.
+    pub max_connections: usize,
+    /// Whether the browser page is served at `/`.
+    pub page: bool,
+}
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Tls {
+    /// Made at start.
+    SelfSigned,
+    /// PEM files.
+    Files {
+        /// The chain.
+        certificate: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+}
+
+/// NVCF or another front door.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// The server.
+    pub server: Server,
+    /// What goes there as `Authorization: Bearer`.
+    pub api_key: Secret,
+    /// The function reached when the browser chooses none.
+    pub function_id: String,
+    /// Its version.
+    pub function_version_id: Option<String>,
+    /// Further functions that any browser may choose.
+    pub functions: Vec<String>,
+    /// PEM file instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Time for TCP and TLS.
+    pub connect_timeout: Duration,
+    /// Time for the answer head.
+    pub handshake_timeout: Duration,
+    /// Whether plain HTTP reuses connections.
+    pub pool: Pool,
+}
+
+/// Whether plain HTTP requests reuse upstream connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// One upstream connection for each request.
+    Never,
+    /// Reuse within one browser connection.
+    PerClient,
+    /// Reuse between all browsers.
+    Shared,
+}
+
+/// The life of sessions.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Most sessions at once.
+    pub max: usize,
+    /// How idle connections are kept.
+    pub keepalive: Keepalive,
+    /// How a well-formed WebSocket request is refused.
+    pub refusal: Refusal,
+    /// The cookie that brings a browser back.
+    pub cookie: Cookie,
+    /// Time between SIGTERM and the end.
+    pub drain_timeout: Duration,
+}
+
+/// How idle connections are kept, on both legs.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// Time between two pings.
+    pub interval: Duration,
+    /// A peer silent for this long is lost.
+    pub timeout: Duration,
+}
+
+/// How a well-formed WebSocket request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// An HTTP status before the 101.
+    Status,
+    /// A 101, then a Close frame with a code.
+    Close,
+}
+
+/// The cookie that brings a browser back into its session.
+#[derive(Clone, Debug)]
+pub struct Cookie {
+    /// Its name.
+    pub name: String,
+    /// What it is sealed with; `None`: random at start.
+    pub key: Option<Secret>,
+    /// Its `SameSite`.
+    pub same_site: SameSite,
+    /// How long it is good.
+    pub max_age: Duration,
+}
+
+/// A cookie's `SameSite`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    /// Also when the user follows a link here.
+    Lax,
+    /// Only from pages of this site.
+    Strict,
+    /// From pages of any site; needs TLS.
+    None,
+}
+
+/// Where plugins are found.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    /// Folders, searched in this order.
+    pub paths: Vec<PathBuf>,
+    /// Most memory of one Lua VM in bytes.
+    pub memory: usize,
+}
+
+/// One route: which requests, and what is asked of them.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its pattern.
+    pub path: String,
+    /// The plugins, in order.
+    pub chain: Vec<Step>,
+    /// Where it was written.
+    pub place: Place,
+}
+
+/// One plugin of a chain, with its settings as written.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The plugin's name.
+    pub plugin: String,
+    /// What distinguishes two instances of one plugin; the plugin's name when nothing was written.
+    pub id: String,
+    /// Its settings.
+    pub settings: Vec<Entry>,
+    /// Where it was written.
+    pub place: Place,
+}
+
+/// The admin endpoints.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Address and port; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// What `/metrics` asks for.
+    pub token: Option<Secret>,
+}
+
+/// The log.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// A level or a filter.
+    pub level: String,
+    /// Text or JSON.
+    pub json: bool,
+    /// Whether requests and sessions get a line each.
+    pub access: bool,
+}
+
+/// The streaming server.
+#[derive(Clone, Debug)]
+pub struct Streaming {
+    /// Where the control server listens.
+    pub control: SocketAddr,
+    /// Where signalling listens.
+    pub signaling: SocketAddr,
+    /// Path of the signalling WebSocket.
+    pub start_endpoint: String,
+    /// UDP ports for media.
+    pub ports: PortRange,
+    /// Local address of the media socket.
+    pub media_address: IpAddr,
+    /// Addresses that browsers are told; empty: those of this machine.
+    pub advertise: Vec<IpAddr>,
+    /// What is streamed.
+    pub source: Source,
+    /// Most sessions at once.
+    pub max_sessions: usize,
+    /// End the process after one session.
+    pub exit_after_session: bool,
+    /// Be ready only once credentials have arrived.
+    pub require_creds: bool,
+}
+
+/// What is streamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The built-in loop.
+    Pattern,
+    /// An IVF file with VP8.
+    File(PathBuf),
+}
+
+/// The local front door.
+#[derive(Clone, Debug)]
+pub struct FrontDoor {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The key it asks for; `None`: any.
+    pub token: Option<Secret>,
+    /// How long a session waits for a free instance.
+    pub worker_timeout: Duration,
+}

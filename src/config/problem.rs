@@ -1,0 +1,131 @@
+//! A mistake in what an operator wrote: where it stands, what was expected, what to write instead.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A position in a file; lines and columns count from 1.
+    File {
+        /// The file, as it was named.
+        path: Arc<PathBuf>,
+        /// Line, 0 when only the file is meant.
+        line: usize,
+        /// Column in characters, 0 when only the line is meant.
+        column: usize,
+    },
+    /// An environment variable.
+    Env(Arc<str>),
+    /// A flag of the command line.
+    Flag(Arc<str>),
+    /// Nowhere: the value is missing.
+    Nowhere,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where the mistake stands.
+    pub place: Place,
+    /// What it is about: a key, with its value when the value may be shown.
+    pub subject: String,
+    /// What is wrong, what was expected, what to write instead.
+    pub message: String,
+}
+
+/// All mistakes that were found; never empty as an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Place {
+    /// A position in `path` given as a byte offset into its `text`.
+    pub fn at(path: &Arc<PathBuf>, text: &str, offset: usize) -> Self {
+        let before = &text[..offset.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before[before.rfind('\n').map_or(0, |it| it + 1)..].chars().count() + 1;
+        Place::File { path: Arc::clone(path), line, column }
+    }
+
+    /// A whole file.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Place::File { path: Arc::new(path.into()), line: 0, column: 0 }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::File { path, line: 0, .. } => write!(f, "{}", path.display()),
+            Place::File { path, line, column: 0 } => write!(f, "{}:{line}", path.display()),
+            Place::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
+            Place::Env(name) => f.write_str(name),
+            Place::Flag(name) => f.write_str(name),
+            Place::Nowhere => f.write_str("missing"),
+        }
+    }
+}
+
+impl Problem {
+    /// A mistake at `place` about `subject`.
+    pub fn new(place: Place, subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Problem { place, subject: subject.into(), message: message.into() }
+    }
+}
+
+impl Problems {
+    /// No mistake yet.
+    pub fn new() -> Self {
+        Problems::default()
+    }
+
+    /// Notes one mistake.
+    pub fn push(&mut self, problem: Problem) {
+        self.0.push(problem);
+    }
+
+    /// Notes all mistakes of another list.
+    pub fn extend(&mut self, others: Problems) {
+        self.0.extend(others.0);
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The mistakes, in the order in which they were found.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+
+    /// `Ok` when nothing was found.
+    pub fn into_result(self) -> Result<(), Problems> {
+        if self.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Problems(vec![problem])
+    }
+}
+
+impl fmt::Display for Problems {
+    /// Two lines a mistake, the second one indented to the subject, then the count.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places: Vec<String> = self.0.iter().map(|it| it.place.to_string()).collect();
+        let width = places.iter().map(|it| it.chars().count()).max().unwrap_or(0) + 3;
+        for (problem, place) in self.0.iter().zip(&places) {
+            writeln!(f, "{place:<width$}{}", problem.subject)?;
+            for line in problem.message.lines() {
+                writeln!(f, "{:<width$}{line}", "")?;
+            }
+        }
+        let n = self.0.len();
+        write!(f, "{n} problem{}, nothing was started", if n == 1 { "" } else { "s" })
+    }
+}
+
+impl std::error::Error for Problems {}

@@ -1,0 +1,754 @@
+//! From sources to a [`Config`]: every mistake is collected before anything is returned.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::node::{Node, Table, Value, parse};
+use crate::config::setting::{SETTINGS, find};
+use crate::config::{
+    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Parse, Place, Plugins,
+    Pool, PortRange, Problem, Problems, Reference, Refusal, Route, SameSite, Server, Sessions, Size, Source,
+    Step, Streaming, Tls, Upstream,
+};
+use crate::secret::Secret;
+
+/// What this process is for; it decides which settings must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The gateway; the streaming server and the front door too when the file has their tables.
+    Gateway,
+    /// The streaming server alone: a function's container.
+    Stream,
+    /// The local front door alone.
+    FrontDoor,
+}
+
+/// Everything an operator wrote: a file, the environment, flags.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    file: Option<(Arc<PathBuf>, String)>,
+    env: Env,
+    flags: Vec<(&'static str, Node)>,
+}
+
+impl Sources {
+    /// The environment alone.
+    pub fn new(env: Env) -> Self {
+        Sources { file: None, env, flags: Vec::new() }
+    }
+
+    /// Adds a configuration file by its text.
+    #[must_use]
+    pub fn with_file(mut self, path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        self.file = Some((Arc::new(path.into()), text.into()));
+        self
+    }
+
+    /// Adds a setting from the command line; it wins over environment and file. `flag` is named in a problem.
+    #[must_use]
+    pub fn with_flag(mut self, key: &'static str, flag: &str, value: impl Into<String>) -> Self {
+        self.flags.push((key, Node::text(value, Place::Flag(flag.into()))));
+        self
+    }
+
+    /// The configuration, or all mistakes in it.
+    pub fn resolve(&self, role: Role) -> Result<Config, Problems> {
+        let table = match &self.file {
+            Some((path, text)) => parse(path, text)?,
+            None => Table::default(),
+        };
+        let base = match &self.file {
+            Some((path, _)) => path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            None => PathBuf::new(),
+        };
+        let reader = Reader { table: &table, sources: self, base, problems: RefCell::default() };
+        reader.report_unknown_keys(&table, "");
+        reader.report_unknown_variables();
+        let config = reader.config(role);
+        let problems = reader.problems.into_inner();
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems),
+        }
+    }
+}
+
+struct Reader<'a> {
+    table: &'a Table,
+    sources: &'a Sources,
+    base: PathBuf,
+    problems: RefCell<Problems>,
+}
+
+impl Reader<'_> {
+    fn config(&self, role: Role) -> Option<Config> {
+        let gateway = (role == Role::Gateway).then(|| self.gateway());
+        let streaming =
+            (role == Role::Stream || self.table.get("streaming").is_some()).then(|| self.streaming(role));
+        let frontdoor =
+            (role == Role::FrontDoor || self.table.get("frontdoor").is_some()).then(|| self.frontdoor());
+        let admin = self.admin();
+        let log = Log {
+            level: self.get("log.level")?,
+            json: self.choice("log.format", &[("text", false), ("json", true)])?,
+            access: self.get("log.access")?,
+        };
+        // All parts are read before the first missing one ends this, so that all mistakes are found.
+        let (gateway, streaming, frontdoor) = (whole(gateway)?, whole(streaming)?, whole(frontdoor)?);
+        Some(Config { gateway, streaming, frontdoor, admin: admin?, log })
+    }
+
+    fn gateway(&self) -> Option<Gateway> {
+        let require_auth = self.get("require_auth");
+        let workers: Option<u64> = self.get("workers");
+        let listen = self.listen();
+        let upstream = self.upstream();
+        let sessions = self.sessions(listen.as_ref());
+        let plugins = self.plugins();
+        let routes = self.routes();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Some(Gateway {
+            require_auth: require_auth?,
+            workers: match workers? {
+                0 => cores,
+                n => n.min(1024) as usize,
+            },
+            listen: listen?,
+            upstream: upstream?,
+            sessions: sessions?,
+            plugins: plugins?,
+            routes,
+            origin: Origin { env: self.sources.env.clone(), base: self.base.clone() },
+        })
+    }
+
+    fn listen(&self) -> Option<Listen> {
+        let address = self.address("listen.address", None);
+        let origins: Option<Option<Vec<String>>> = self.optional("listen.origins");
+        if let Some(Some(origins)) = &origins {
+            for origin in origins {
+                if !is_origin(origin) {
+                    let message = "expected `scheme://host` or `scheme://host:port` without a path, for example \"https://app.example\"";
+                    self.note_about("listen.origins", format!("{origin:?} is not an origin: {message}"));
+                }
+            }
+        }
+        let tls = self.tls();
+        let max_head: Option<Size> = self.get("listen.max_head");
+        let max_headers: Option<u64> = self.get("listen.max_headers");
+        let head_timeout = self.get("listen.head_timeout");
+        let idle_timeout = self.get("listen.idle_timeout");
+        let max_connections: Option<u64> = self.get("listen.max_connections");
+        let page = self.get("listen.page");
+        // Pingora parses the head again behind our check; these are its own limits.
+        self.within("listen.max_head", max_head.map(|it| it.0), 1 << 10, 1 << 20);
+        self.within("listen.max_headers", max_headers, 8, 200);
+        Some(Listen {
+            address: address?,
+            origins: origins?.map(|list| list.iter().map(|it| it.to_ascii_lowercase()).collect()),
+            tls: tls?,
+            max_head: max_head?.0 as usize,
+            max_headers: max_headers? as usize,
+            head_timeout: head_timeout?,
+            idle_timeout: idle_timeout?,
+            max_connections: max_connections?.clamp(1, 1 << 30) as usize,
+            page: page?,
+        })
+    }
+
+    fn tls(&self) -> Option<Option<Tls>> {
+        let self_signed: Option<bool> = self.get("listen.tls.self_signed");
+        let certificate: Option<Option<PathBuf>> = self.optional("listen.tls.certificate");
+        let key: Option<Option<PathBuf>> = self.optional("listen.tls.key");
+        match (self_signed?, certificate?, key?) {
+            (false, None, None) => Some(None),
+            (true, None, None) => Some(Some(Tls::SelfSigned)),
+            (false, Some(certificate), Some(key)) => {
+                Some(Some(Tls::Files { certificate: self.base.join(certificate), key: self.base.join(key) }))
+            }
+            (true, _, _) => self.fail_about(
+                "listen.tls.self_signed",
+                "a self-signed certificate and a certificate file exclude each other; remove one",
+            ),
+            (false, Some(_), None) => {
+                self.fail_about("listen.tls.certificate", "a certificate needs its key: set `listen.tls.key`")
+            }
+            (false, None, Some(_)) => {
+                self.fail_about("listen.tls.key", "a key needs its certificate: set `listen.tls.certificate`")
+            }
+        }
+    }
+
+    fn upstream(&self) -> Option<Upstream> {
+        let server: Option<Server> = self.required(
+            "upstream.server",
+            "set NVCF_SERVER (or GATEWAY_ADDR) to the front door, for example grpc.nvcf.nvidia.com",
+        );
+        let api_key = self.required_secret("upstream.api_key", "set NVCF_API_KEY");
+        if let Some(key) = &api_key
+            && (key.expose().is_empty() || !key.expose().bytes().all(|it| it.is_ascii_graphic()))
+        {
+            self.note_about(
+                "upstream.api_key",
+                "not a key: it has spaces, line ends or other characters that a header cannot carry",
+            );
+        }
+        let function_id: Option<String> =
+            self.required_text("upstream.function_id", "set STREAMING_FUNCTION_ID");
+        let function_version_id = self.optional_text("upstream.function_version_id");
+        let functions: Option<Vec<String>> = self.get("upstream.functions");
+        for (key, id) in [
+            ("upstream.function_id", function_id.as_ref()),
+            ("upstream.function_version_id", function_version_id.as_ref().and_then(Option::as_ref)),
+        ] {
+            if let Some(id) = id
+                && !is_id(id)
+            {
+                self.note_about(
+                    key,
+                    "not an id: expected letters, digits, `-`, `_` or `.`, at most 128 of them",
+                );
+            }
+        }
+        if let Some(id) = functions.iter().flatten().find(|it| !is_id(it)) {
+            self.note_about(
+                "upstream.functions",
+                format!(
+                    "{id:?} is not an id: expected letters, digits, `-`, `_` or `.`, at most 128 of them"
+                ),
+            );
+        }
+        let ca: Option<Option<PathBuf>> = self.optional("upstream.ca");
+        let connect_timeout = self.positive("upstream.connect_timeout");
+        let handshake_timeout = self.positive("upstream.handshake_timeout");
+        let pool = self.choice(
+            "upstream.pool",
+            &[("never", Pool::Never), ("per-client", Pool::PerClient), ("shared", Pool::Shared)],
+        );
+        Some(Upstream {
+            server: server?,
+            api_key: api_key?,
+            function_id: function_id?,
+            function_version_id: function_version_id?,
+            functions: functions?,
+            ca: ca?.map(|it| self.base.join(it)),
+            connect_timeout: connect_timeout?,
+            handshake_timeout: handshake_timeout?,
+            pool: pool?,
+        })
+    }
+
+    fn sessions(&self, listen: Option<&Listen>) -> Option<Sessions> {
+        let max: Option<u64> = self.get("sessions.max");
+        let interval = self.positive("sessions.keepalive.interval");
+        let timeout = self.positive("sessions.keepalive.timeout");
+        if let (Some(interval), Some(timeout)) = (interval, timeout)
+            && timeout <= interval
+        {
+            self.note_about("sessions.keepalive.timeout", "must be longer than `sessions.keepalive.interval`, or a healthy peer is given up before its first pong");
+        }
+        let refusal =
+            self.choice("sessions.refusal", &[("status", Refusal::Status), ("close", Refusal::Close)]);
+        let name: Option<String> = self.get("sessions.cookie.name");
+        if let Some(name) = &name
+            && (name.is_empty() || !name.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it)))
+        {
+            self.note_about(
+                "sessions.cookie.name",
+                "not a cookie name: expected letters, digits, `-`, `_` or `.`",
+            );
+        }
+        let key = self.secret("sessions.cookie.key");
+        if let Some(Some(key)) = &key
+            && key.expose().len() < 32
+        {
+            self.note_about("sessions.cookie.key", "too short to seal with: expected at least 32 characters, for example from `openssl rand -base64 32`");
+        }
+        let same_site = self.choice(
+            "sessions.cookie.same_site",
+            &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)],
+        );
+        if same_site == Some(SameSite::None) && listen.is_some_and(|it| it.tls.is_none()) {
+            self.note_about(
+                "sessions.cookie.same_site",
+                "browsers take `none` only with TLS: set `listen.tls`, or use \"lax\"",
+            );
+        }
+        let max_age = self.positive("sessions.cookie.max_age");
+        let drain_timeout = self.get("sessions.drain.timeout");
+        Some(Sessions {
+            max: max?.clamp(1, 1 << 30) as usize,
+            keepalive: Keepalive { interval: interval?, timeout: timeout? },
+            refusal: refusal?,
+            cookie: Cookie { name: name?, key: key?, same_site: same_site?, max_age: max_age? },
+            drain_timeout: drain_timeout?,
+        })
+    }
+
+    fn plugins(&self) -> Option<Plugins> {
+        let paths: Option<Vec<PathBuf>> = self.get("plugins.paths");
+        let memory: Option<Size> = self.get("plugins.memory");
+        self.within("plugins.memory", memory.map(|it| it.0), 1 << 20, 4 << 30);
+        let written = self.written("plugins.paths").is_some();
+        let paths: Vec<PathBuf> = paths?.iter().map(|it| self.base.join(it)).collect();
+        for path in paths.iter().filter(|it| written && !it.is_dir()) {
+            self.note_about("plugins.paths", format!("no such folder: {}", path.display()));
+        }
+        Some(Plugins { paths, memory: memory?.0 as usize })
+    }
+
+    fn routes(&self) -> Vec<Route> {
+        let cors =
+            |place: Place| Step { plugin: "cors".into(), id: "cors".into(), settings: Vec::new(), place };
+        let Some(node) = self.table.get("route") else {
+            return vec![Route {
+                path: "/**".into(),
+                chain: vec![cors(Place::Nowhere)],
+                place: Place::Nowhere,
+            }];
+        };
+        let Value::List(items) = &node.value else {
+            self.note(node.place.clone(), "route", "routes are a list of tables: write `[[route]]`");
+            return Vec::new();
+        };
+        items.iter().filter_map(|it| self.route(it)).collect()
+    }
+
+    fn route(&self, node: &Node) -> Option<Route> {
+        let Some(table) = node.as_table() else {
+            return self.fail(node.place.clone(), "route", "expected a table: write `[[route]]`");
+        };
+        for entry in table.iter().filter(|it| it.key != "path" && it.key != "chain") {
+            self.unknown(
+                entry.place.clone(),
+                &format!("route.{}", entry.key),
+                &["route.path", "route.chain"],
+            );
+        }
+        let path =
+            match table.get("path") {
+                None => {
+                    return self.fail(
+                        node.place.clone(),
+                        "route.path",
+                        "missing: which requests is this route for? For example \"/**\"",
+                    );
+                }
+                Some(it) => match String::parse(&it.value) {
+                    Ok(path) if path.starts_with('/') => path,
+                    Ok(_) | Err(_) => return self.fail(
+                        it.place.clone(),
+                        format!("route.path = {}", it.value.shown()),
+                        "expected a path that starts with `/`; `*` stands for one segment, `**` for the rest",
+                    ),
+                },
+            };
+        let chain = match table.get("chain") {
+            None => {
+                return self.fail(
+                    node.place.clone(),
+                    "route.chain",
+                    "missing: which plugins, in order? For example [\"cors\"]",
+                );
+            }
+            Some(Node { value: Value::List(items), .. }) => {
+                items.iter().filter_map(|it| self.step(it)).collect()
+            }
+            Some(it) => {
+                return self.fail(
+                    it.place.clone(),
+                    "route.chain",
+                    format!("expected a list of plugins, not {}", it.value.kind()),
+                );
+            }
+        };
+        let mut chain: Vec<Step> = chain;
+        for idx in 0..chain.len() {
+            let n_before = chain[..idx].iter().filter(|it| it.plugin == chain[idx].plugin).count();
+            if chain[idx].id.is_empty() {
+                let plugin = chain[idx].plugin.clone();
+                chain[idx].id = if n_before == 0 { plugin } else { format!("{plugin}-{}", n_before + 1) };
+            }
+            if chain[..idx].iter().any(|it| it.id == chain[idx].id) {
+                let (place, id) = (chain[idx].place.clone(), chain[idx].id.clone());
+                self.note(place, format!("id = {id:?}"), "another plugin of this chain has this id already");
+            }
+        }
+        Some(Route { path, chain, place: node.place.clone() })
+    }
+
+    fn step(&self, node: &Node) -> Option<Step> {
+        let place = node.place.clone();
+        match &node.value {
+            Value::Text(plugin) => {
+                Some(Step { plugin: plugin.clone(), id: String::new(), settings: Vec::new(), place })
+            }
+            Value::Table(table) => {
+                let text = |key: &str| match table.get(key).map(|it| &it.value) {
+                    None => Some(None),
+                    Some(Value::Text(it)) if !it.is_empty() => Some(Some(it.clone())),
+                    Some(other) => {
+                        self.fail(place.clone(), format!("{key} = {}", other.shown()), "expected a name")
+                    }
+                };
+                let Some(plugin) = text("plugin")? else {
+                    return self.fail(
+                        place.clone(),
+                        "route.chain",
+                        "which plugin? Write `{ plugin = \"name\", … }`",
+                    );
+                };
+                let id = text("id")?.unwrap_or_default();
+                let settings =
+                    table.iter().filter(|it| it.key != "plugin" && it.key != "id").cloned().collect();
+                Some(Step { plugin, id, settings, place })
+            }
+            other => self.fail(
+                place,
+                "route.chain",
+                format!("expected a plugin's name or a table with `plugin`, not {}", other.kind()),
+            ),
+        }
+    }
+
+    fn admin(&self) -> Option<Admin> {
+        let address = self.address("admin.address", None);
+        let token = self.secret("admin.token");
+        let admin = Admin { address: address?, token: token? };
+        if !admin.address.ip().is_loopback() && admin.token.is_none() {
+            return self.fail_about("admin.address", "not loopback, so everybody could read the metrics: set `admin.token`, or listen on 127.0.0.1");
+        }
+        Some(admin)
+    }
+
+    fn streaming(&self, role: Role) -> Option<Streaming> {
+        // A container is reached from outside and has its ports for itself.
+        let container = role == Role::Stream;
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let control = self.address("streaming.control", container.then_some(SocketAddr::new(any, 8011)));
+        let signaling = self.address("streaming.signaling", container.then_some(SocketAddr::new(any, 49100)));
+        let start_endpoint: Option<String> = self.get("streaming.start_endpoint");
+        if let Some(path) = &start_endpoint
+            && (!path.starts_with('/') || path.contains(['?', '#', ' ']))
+        {
+            self.note_about(
+                "streaming.start_endpoint",
+                "expected a path that starts with `/`, without a query",
+            );
+        }
+        let ports: Option<PortRange> = self.get("streaming.ports");
+        let media_address: Option<Option<IpAddr>> = self.optional("streaming.media_address");
+        let advertise = self.get("streaming.advertise");
+        let source: Option<String> = self.get("streaming.source");
+        let max_sessions: Option<u64> = self.get("streaming.max_sessions");
+        let exit_after_session = self.get("streaming.exit_after_session");
+        let require_creds = self.get("streaming.require_creds");
+        let signaling = signaling?;
+        Some(Streaming {
+            control: control?,
+            signaling,
+            start_endpoint: start_endpoint?,
+            ports: ports?,
+            media_address: media_address?.unwrap_or(signaling.ip()),
+            advertise: advertise?,
+            source: match source?.as_str() {
+                "pattern" => Source::Pattern,
+                path => Source::File(self.base.join(path)),
+            },
+            max_sessions: max_sessions?.clamp(1, 100_000) as usize,
+            exit_after_session: exit_after_session?,
+            require_creds: require_creds?,
+        })
+    }
+
+    fn frontdoor(&self) -> Option<FrontDoor> {
+        let address = self.address("frontdoor.address", None);
+        let token = self.secret("frontdoor.token");
+        let worker_timeout = self.positive("frontdoor.worker_timeout");
+        Some(FrontDoor { address: address?, token: token?, worker_timeout: worker_timeout? })
+    }
+}
+
+/// What the methods above are made of.
+impl Reader<'_> {
+    /// The value that was written for a setting, strongest source first.
+    fn written(&self, key: &str) -> Option<Node> {
+        let setting = find(key);
+        let flag =
+            self.sources.flags.iter().rev().find(|(name, _)| *name == key).map(|(_, node)| node.clone());
+        let variable =
+            |name: &str| self.sources.env.get(name).map(|it| Node::text(it, Place::Env(name.into())));
+        flag.or_else(|| variable(&setting.variable()))
+            .or_else(|| setting.also.iter().find_map(|it| variable(it)))
+            .or_else(|| self.table.path(key).cloned())
+    }
+
+    fn get<T: Parse>(&self, key: &str) -> Option<T> {
+        match self.written(key) {
+            Some(node) => self.parse(key, &node),
+            None => Some(default(key)),
+        }
+    }
+
+    fn optional<T: Parse>(&self, key: &str) -> Option<Option<T>> {
+        match self.written(key) {
+            Some(node) => self.parse(key, &node).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn required<T: Parse>(&self, key: &str, hint: &str) -> Option<T> {
+        match self.written(key) {
+            Some(node) => self.parse(key, &node),
+            None => self.fail(Place::Nowhere, key, hint),
+        }
+    }
+
+    fn parse<T: Parse>(&self, key: &str, node: &Node) -> Option<T> {
+        match T::parse(&node.value) {
+            Ok(value) => Some(value),
+            Err(message) => self.fail(node.place.clone(), format!("{key} = {}", node.value.shown()), message),
+        }
+    }
+
+    /// An address, of which the seed's variables give the port alone.
+    fn address(&self, key: &str, role_default: Option<SocketAddr>) -> Option<SocketAddr> {
+        let Some(node) = self.written(key) else { return Some(role_default.unwrap_or_else(|| default(key))) };
+        let by_port = matches!(&node.place, Place::Env(name) if find(key).also.contains(&&**name));
+        if !by_port {
+            return self.parse(key, &node);
+        }
+        let port: u16 = self.parse(key, &node)?;
+        let mut address = match self.table.path(key) {
+            Some(node) => self.parse(key, node)?,
+            None => role_default.unwrap_or_else(|| default(key)),
+        };
+        address.set_port(port);
+        Some(address)
+    }
+
+    fn positive(&self, key: &str) -> Option<std::time::Duration> {
+        match self.get::<std::time::Duration>(key)? {
+            it if it.is_zero() => self.fail_about(key, "expected a duration longer than zero"),
+            it => Some(it),
+        }
+    }
+
+    fn within(&self, key: &str, value: Option<u64>, least: u64, most: u64) {
+        if value.is_some_and(|it| it < least || it > most) {
+            self.note_about(key, format!("expected a value from {least} to {most}"));
+        }
+    }
+
+    fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let written: String = self.get(key)?;
+        match choices.iter().find(|(name, _)| *name == written) {
+            Some((_, choice)) => Some(*choice),
+            None => {
+                let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+                self.fail_about(key, format!("expected one of {}", names.join(", ")))
+            }
+        }
+    }
+
+    fn required_text(&self, key: &str, hint: &str) -> Option<String> {
+        match self.optional_text(key)? {
+            Some(text) => Some(text),
+            None => self.fail(Place::Nowhere, key, hint),
+        }
+    }
+
+    /// A text, which the file may take from a variable: `env:NAME`.
+    fn optional_text(&self, key: &str) -> Option<Option<String>> {
+        let Some(node) = self.written(key) else { return Some(None) };
+        let text: String = self.parse(key, &node)?;
+        match text.strip_prefix("env:").filter(|_| matches!(node.place, Place::File { .. })) {
+            None => Some(Some(text)),
+            Some(name) => match self.sources.env.get(name) {
+                Some(value) => Some(Some(value.to_owned())),
+                None => self.fail(
+                    node.place.clone(),
+                    format!("{key} = {text:?}"),
+                    format!("the variable {name} is not set"),
+                ),
+            },
+        }
+    }
+
+    fn required_secret(&self, key: &str, hint: &str) -> Option<Secret> {
+        match self.secret(key)? {
+            Some(secret) => Some(secret),
+            None => self.fail(Place::Nowhere, key, hint),
+        }
+    }
+
+    /// A secret: a reference in the file, the value itself (or `file:PATH`) in a variable.
+    fn secret(&self, key: &str) -> Option<Option<Secret>> {
+        let Some(node) = self.written(key) else { return Some(None) };
+        let reference = match (&node.place, &node.value) {
+            (Place::File { .. }, value) => Reference::parse(value),
+            (_, Value::Text(text)) if text.starts_with("file:") => Reference::parse(&node.value),
+            (_, Value::Text(text)) => return Some(Some(Secret::new(text.trim_end_matches(['\r', '\n'])))),
+            (_, value) => Err(format!("expected a string, not {}", value.kind())),
+        };
+        let origin = Origin { env: self.sources.env.clone(), base: self.base.clone() };
+        match reference.and_then(|it| origin.secret(&it)) {
+            Ok(secret) => Some(Some(secret)),
+            Err(message) => self.fail(node.place.clone(), key, message), // the value might be the secret itself
+        }
+    }
+
+    fn note(&self, place: Place, subject: impl Into<String>, message: impl Into<String>) {
+        self.problems.borrow_mut().push(Problem::new(place, subject, message));
+    }
+
+    fn fail<T>(&self, place: Place, subject: impl Into<String>, message: impl Into<String>) -> Option<T> {
+        self.note(place, subject, message);
+        None
+    }
+
+    /// Reports a setting whose value is well formed but cannot be.
+    fn note_about(&self, key: &str, message: impl Into<String>) {
+        let node = self.written(key);
+        let place = node.as_ref().map_or(Place::Nowhere, |it| it.place.clone());
+        let secret = find(key).kind == "secret";
+        let subject = match node {
+            Some(node) if !secret => format!("{key} = {}", node.value.shown()),
+            _ => key.to_owned(),
+        };
+        self.note(place, subject, message);
+    }
+
+    fn fail_about<T>(&self, key: &str, message: impl Into<String>) -> Option<T> {
+        self.note_about(key, message);
+        None
+    }
+
+    fn report_unknown_keys(&self, table: &Table, prefix: &str) {
+        for entry in table.iter() {
+            let key = if prefix.is_empty() { entry.key.clone() } else { format!("{prefix}.{}", entry.key) };
+            if key == "route" || SETTINGS.iter().any(|it| it.key == key) {
+                continue;
+            }
+            let inside = format!("{key}.");
+            if SETTINGS.iter().any(|it| it.key.starts_with(&inside)) {
+                match entry.node.as_table() {
+                    Some(table) => self.report_unknown_keys(table, &key),
+                    None => {
+                        self.note(
+                            entry.node.place.clone(),
+                            key,
+                            format!("expected a table, not {}", entry.node.value.kind()),
+                        );
+                    }
+                }
+                continue;
+            }
+            let tables = SETTINGS.iter().filter_map(|it| it.key.rsplit_once('.')).map(|(table, _)| table);
+            let known: Vec<&str> = SETTINGS.iter().map(|it| it.key).chain(tables).chain(["route"]).collect();
+            self.unknown(entry.place.clone(), &key, &known);
+        }
+    }
+
+    fn report_unknown_variables(&self) {
+        let known: Vec<String> = SETTINGS
+            .iter()
+            .map(super::setting::Setting::variable)
+            .chain(["STREAMGATE_CONFIG".into()])
+            .collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        for name in self.sources.env.names().filter(|it| it.starts_with("STREAMGATE_")) {
+            if !known.contains(&name) {
+                self.unknown(Place::Env(name.into()), name, &known);
+            }
+        }
+    }
+
+    fn unknown(&self, place: Place, key: &str, known: &[&str]) {
+        let nearest = known
+            .iter()
+            .min_by_key(|it| distance(key, it))
+            .filter(|it| distance(key, it) <= key.len().div_ceil(3));
+        let message = match nearest {
+            Some(it) => format!("unknown key; did you mean `{it}`?"),
+            None => "unknown key; docs/reference/configuration.md lists those there are".to_owned(),
+        };
+        self.note(place, key, message);
+    }
+}
+
+impl Origin {
+    /// Resolves a reference to a secret. The error names the reference, never the value.
+    pub(crate) fn secret(&self, reference: &Reference) -> Result<Secret, String> {
+        match reference {
+            Reference::Env(name) => match self.env.get(name) {
+                Some(value) => Ok(Secret::new(value)),
+                None => Err(format!("the variable {name} is not set")),
+            },
+            Reference::File(path) => {
+                let path = self.base.join(path);
+                match std::fs::read_to_string(&path) {
+                    Ok(text) => Ok(Secret::new(text.trim_end_matches(['\r', '\n']))),
+                    Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+                }
+            }
+        }
+    }
+
+    /// Reads a TOML file that a setting refers to.
+    pub(crate) fn table(&self, path: &Path) -> Result<Table, Problems> {
+        let path = Arc::new(self.base.join(path));
+        match std::fs::read_to_string(&*path) {
+            Ok(text) => parse(&path, &text),
+            Err(error) => Err(Problem::new(Place::file(&*path), "cannot be read", error.to_string()).into()),
+        }
+    }
+}
+
+/// Whether all parts of an optional section could be read.
+fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
+    match section {
+        None => Some(None),
+        Some(Some(section)) => Some(Some(section)),
+        Some(None) => None,
+    }
+}
+
+fn default<T: Parse>(key: &str) -> T {
+    let written = format!("default = {}", find(key).default);
+    let table = parse(&Arc::new(PathBuf::new()), &written).expect("a default is TOML");
+    T::parse(&table.get("default").expect("it was just written").value)
+        .expect("a default has its setting's type")
+}
+
+fn is_id(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it))
+}
+
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let host = |it: u8| it.is_ascii_alphanumeric() || b"-._:[]".contains(&it);
+    !scheme.is_empty()
+        && scheme.bytes().all(|it| it.is_ascii_alphanumeric())
+        && !rest.is_empty()
+        && rest.bytes().all(host)
+}
+
+/// Levenshtein distance, for "did you mean".
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}

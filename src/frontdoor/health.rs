@@ -1,0 +1,200 @@
+//! The containers behind a function: whether they are ready, and how many sessions they take.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::clock::Clock;
+use crate::frontdoor::functions::port;
+use crate::frontdoor::stun;
+
+/// How a container is asked whether it is ready.
+#[derive(Clone, Debug)]
+pub(crate) struct Health {
+    pub(crate) port: u16,
+    uri: String,
+    timeout: Duration,
+    expected: u16,
+}
+
+/// One running container.
+pub(crate) struct Instance {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    health: Health,
+    is_healthy: AtomicBool,
+    was_healthy: AtomicBool,
+    /// One place for each session at a time (F26).
+    pub(crate) places: Arc<Semaphore>,
+    /// Whether it has the credentials for the STUN server.
+    has_creds: Mutex<bool>,
+}
+
+/// How often a container is asked; during a session too (F21).
+const EVERY: Duration = Duration::from_secs(1);
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { port: 8000, uri: "/v2/health/ready".into(), timeout: Duration::from_secs(10), expected: 200 }
+    }
+}
+
+impl Health {
+    /// The same question on another port.
+    pub(crate) fn on_port(&self, port: u16) -> Health {
+        Health { port, ..self.clone() }
+    }
+
+    /// Reads `health`, of which all five fields are required.
+    pub(crate) fn parse(value: &Value) -> Result<Health, Vec<String>> {
+        let mut wrong = Vec::new();
+        let text = |field: &str| value.get(field).and_then(Value::as_str);
+        if !matches!(text("protocol"), Some("HTTP" | "GRPC")) {
+            wrong.push("health.protocol: expected HTTP or GRPC".to_owned());
+        }
+        let uri = text("uri").filter(|it| it.starts_with('/'));
+        if uri.is_none() {
+            wrong.push("health.uri: expected a path".to_owned());
+        }
+        let port = value.get("port").and_then(port);
+        if port.is_none() {
+            wrong.push("health.port: expected a port".to_owned());
+        }
+        let timeout = text("timeout").and_then(iso_duration);
+        if timeout.is_none() {
+            wrong.push("health.timeout: expected an ISO 8601 duration such as PT10S".to_owned());
+        }
+        let expected =
+            value.get("expectedStatusCode").and_then(Value::as_u64).and_then(|it| u16::try_from(it).ok());
+        if expected.is_none() {
+            wrong.push("health.expectedStatusCode: expected a status".to_owned());
+        }
+        match (uri, port, timeout, expected) {
+            (Some(uri), Some(port), Some(timeout), Some(expected)) if wrong.is_empty() => {
+                Ok(Health { port, uri: uri.to_owned(), timeout, expected })
+            }
+            _ => Err(wrong),
+        }
+    }
+}
+
+impl Instance {
+    pub(crate) fn new(host: &str, port: u16, health: Health, concurrency: usize) -> Self {
+        Instance {
+            host: host.to_owned(),
+            port,
+            health,
+            is_healthy: AtomicBool::new(false),
+            was_healthy: AtomicBool::new(false),
+            places: Arc::new(Semaphore::new(concurrency)),
+            has_creds: Mutex::new(false),
+        }
+    }
+
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.is_healthy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn was_healthy(&self) -> bool {
+        self.was_healthy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let status = match (self.is_healthy(), self.was_healthy()) {
+            (true, _) => "ACTIVE",
+            (false, true) => "ERRORED",
+            (false, false) => "STARTING",
+        };
+        json!({ "instanceStatus": status, "host": self.host, "inferencePort": self.port, "healthPort": self.health.port })
+    }
+
+    /// Posts the STUN credentials once, before the first WebSocket (F22).
+    pub(crate) async fn prepare(&self, stun: &stun::Server, clock: &Clock) -> Result<(), String> {
+        let mut has_creds = self.has_creds.lock().await;
+        if *has_creds {
+            return Ok(());
+        }
+        let body = json!({
+            "stunIp": stun.address.ip().to_string(),
+            "stunPort": stun.address.port(),
+            "username": stun.username,
+            "password": stun.password.expose(),
+            "privateSharedPort": 5004,
+            "zone": "local", // a field that no app knows: it must be ignored
+        });
+        let posted = ask(&self.host, self.health.port, Method::POST, "/v1/streaming/creds", body.to_string());
+        match clock.timeout(self.health.timeout, posted).await {
+            Some(Ok(StatusCode::OK)) => {
+                *has_creds = true;
+                Ok(())
+            }
+            Some(Ok(status)) => Err(format!("the app answered {status} to its credentials")),
+            Some(Err(error)) => Err(format!("the app could not be given its credentials: {error}")),
+            None => Err("the app did not take its credentials in time".into()),
+        }
+    }
+}
+
+/// Asks a container for ever whether it is ready.
+pub(crate) async fn watch(instance: Arc<Instance>, clock: Clock) {
+    loop {
+        let health = &instance.health;
+        let asked = ask(&instance.host, health.port, Method::GET, &health.uri, String::new());
+        let is_healthy = matches!(clock.timeout(health.timeout, asked).await, Some(Ok(status)) if status.as_u16() == health.expected);
+        if instance.is_healthy.swap(is_healthy, Ordering::Relaxed) != is_healthy {
+            tracing::info!(
+                host = instance.host,
+                port = health.port,
+                ready = is_healthy,
+                "A container changed its readiness."
+            );
+        }
+        if is_healthy {
+            instance.was_healthy.store(true, Ordering::Relaxed);
+        } else {
+            *instance.has_creds.lock().await = false; // a container that comes back has forgotten them
+        }
+        clock.sleep(EVERY).await;
+    }
+}
+
+/// One request to a container's control server.
+async fn ask(host: &str, port: u16, method: Method, path: &str, body: String) -> Result<StatusCode, String> {
+    let tcp = TcpStream::connect((host, port)).await.map_err(|it| it.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|it| it.to_string())?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", format!("{host}:{port}"))
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|it| it.to_string())?;
+    let answered = sender.send_request(request).await.map_err(|it| it.to_string());
+    let status = match answered {
+        Ok(response) => {
+            let status = response.status();
+            drop(Limited::new(response.into_body(), 64 << 10).collect().await); // the status says all
+            Ok(status)
+        }
+        Err(error) => Err(error),
+    };
+    connection.abort();
+    status
+}
+
+/// Reads `PT10S`, `PT1M`, `PT1M30S`.
+fn iso_duration(text: &str) -> Option<Duration> {
+    let rest = text.strip_prefix("PT")?;
+    let written = rest.to_ascii_lowercase();
+    crate::config::duration(&written).ok().filter(|it| !it.is_zero() && !written.ends_with("ms"))
+}

@@ -1,0 +1,505 @@
+//! Session ingress: what NVCF's grpc-proxy does with a connection.
+//!
+//! A session is a TCP connection: the first request on it chooses the worker, and later ones go to the same worker
+//! whatever they say. F-numbers are those of the conformance list.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, COOKIE, ORIGIN, SET_COOKIE, VARY,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use ring::digest::{SHA256, digest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tower_service::Service;
+use uuid::Uuid;
+
+use crate::frontdoor::Shared;
+use crate::frontdoor::functions::{self, Version};
+use crate::frontdoor::health::Instance;
+
+type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// The sessions that workers have registered.
+#[derive(Default)]
+pub(crate) struct Sessions(Mutex<HashMap<Uuid, Arc<Session>>>);
+
+/// A session with a worker.
+pub(crate) struct Session {
+    id: Uuid,
+    function: Uuid,
+    version: Uuid,
+    account: [u8; 32],
+    instance: Arc<Instance>,
+    /// Its place at the instance.
+    _place: OwnedSemaphorePermit,
+    n_connections: Mutex<usize>,
+    ended: watch::Sender<bool>,
+}
+
+/// What one TCP connection is bound to.
+#[derive(Default)]
+struct Connection {
+    bound: tokio::sync::Mutex<HashMap<(Uuid, Option<Uuid>), Tunnel>>,
+}
+
+/// A connection's way to its worker. It can be dialled only once (F10).
+struct Tunnel {
+    attached: Attached,
+    sender: Option<SendRequest<Incoming>>,
+    /// The cookie is given once for each connection (F7).
+    has_cookie: bool,
+}
+
+/// A connection that counts for its session as long as this lives.
+struct Attached {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+}
+
+/// Why a request did not reach a worker.
+struct Refusal {
+    status: StatusCode,
+    text: String,
+    /// The session is gone, rather than the function: its cookie is taken away (F13).
+    forgets_session: bool,
+}
+
+/// How long a session waits for its browser after its last connection: what the worker does when an app gives no answer
+/// of its own.
+const HOLD: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// How long the end of a tunnel's last answer is waited for.
+const FREE_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+const COOKIE_NAME: &str = "nvcf-request-id";
+
+/// Serves one TCP connection.
+pub(crate) async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
+    drop(tcp.set_nodelay(true));
+    let connection = Arc::new(Connection::default());
+    let service = service_fn(move |request| {
+        let (shared, connection) = (Arc::clone(&shared), Arc::clone(&connection));
+        async move { Ok::<_, Infallible>(answer(&shared, &connection, request).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new()); // HTTP/1.1 and h2c (F1)
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(tcp), service).await {
+        tracing::debug!(%error, "A connection of the front door ended.");
+    }
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    connection: &Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let path = request.uri().path();
+    if path == "/health" {
+        return text(StatusCode::OK, "OK");
+    }
+    if path == "/info" && request.method() == Method::GET {
+        return text(StatusCode::OK, concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}"));
+    }
+    if path.starts_with("/v2/nvcf/") {
+        let request = request.map(axum::body::Body::new);
+        let Ok(response) = functions::router(Arc::clone(shared)).call(request).await;
+        return response
+            .map(|body| body.map_err(|_| unreachable!("the API's bodies are whole")).boxed_unsync());
+    }
+    if request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        return preflight(request.headers());
+    }
+    let (origin, is_grpc) = (request.headers().get(ORIGIN).cloned(), is_grpc(request.headers()));
+    match proxy(shared, connection, request).await {
+        Ok(response) => response,
+        Err(refusal) => refuse(refusal, origin, is_grpc),
+    }
+}
+
+/// Sends a request to the worker of its connection, which it chooses if it is the first.
+async fn proxy(
+    shared: &Arc<Shared>,
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let said = Said::of(request.headers());
+    let asked = said.routing();
+    let mut bound = connection.bound.lock().await;
+    // F9: on a bound connection neither the request id nor the authorization is looked at again.
+    if let Some(key) = &asked
+        && !bound.contains_key(key)
+    {
+        let session = open(shared, &said).await?;
+        if request.headers().get("x-nvcf-absorb").is_some_and(|it| it == "true") {
+            return absorb(shared, &session, request.method());
+        }
+        let attached = Attached::new(shared, &session);
+        let sender = dial(&session.instance).await?;
+        bound.insert(*key, Tunnel { attached, sender: Some(sender), has_cookie: false });
+    }
+    let Some(tunnel) = asked.as_ref().and_then(|key| bound.get_mut(key)) else {
+        said.check()?; // says what is missing
+        return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "unreachable"));
+    };
+    let session = Arc::clone(&tunnel.attached.session);
+    request.headers_mut().insert("nvcf-reqid", id_header(session.id)); // F8
+    let upgrades = request.headers().contains_key(http::header::UPGRADE);
+    let client = upgrades.then(|| hyper::upgrade::on(&mut request));
+    // F10: a tunnel that still carries another answer would have to be dialled a second time.
+    let dial_again = || Refusal::new(StatusCode::BAD_GATEWAY, "can only dial once");
+    let mut sender = tunnel.sender.take().ok_or_else(dial_again)?;
+    if !matches!(shared.clock.timeout(FREE_WITHIN, sender.ready()).await, Some(Ok(()))) {
+        return Err(dial_again());
+    }
+    let mut response = sender
+        .send_request(request)
+        .await
+        .map_err(|it| Refusal::new(StatusCode::BAD_GATEWAY, format!("the worker's tunnel failed: {it}")))?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = client
+    {
+        let worker = hyper::upgrade::on(&mut response);
+        let attached = Attached::new(shared, &session);
+        tokio::spawn(async move {
+            if let (Ok(client), Ok(worker)) = (client.await, worker.await) {
+                relay(TokioIo::new(client), TokioIo::new(worker), &attached.session).await;
+            }
+            drop(attached);
+        });
+    } else {
+        tunnel.sender = Some(sender);
+    }
+    let headers = response.headers_mut();
+    headers.insert("nvcf-reqid", id_header(session.id)); // F7
+    if !std::mem::replace(&mut tunnel.has_cookie, true) {
+        let cookie = format!("{COOKIE_NAME}={}", session.id);
+        headers.append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("a UUID is a header value"));
+    }
+    Ok(response.map(BodyExt::boxed_unsync))
+}
+
+/// What a request says about its session: headers first, then the entries of `Sec-WebSocket-Protocol` (F2, F3).
+struct Said {
+    authorization: Option<String>,
+    has_subprotocol: bool,
+    function: Option<String>,
+    version: Option<String>,
+    request_id: Option<Uuid>,
+}
+
+impl Said {
+    fn of(headers: &HeaderMap) -> Said {
+        let header = |name: &str| {
+            headers.get(name).and_then(|it| it.to_str().ok()).filter(|it| !it.is_empty()).map(str::to_owned)
+        };
+        let subprotocols: Vec<&str> =
+            headers.get_all("sec-websocket-protocol").iter().filter_map(|it| it.to_str().ok()).collect();
+        let entry = |key: &str| {
+            let entries = subprotocols.iter().flat_map(|it| it.split(','));
+            entries
+                .map(|it| it.strip_prefix(' ').unwrap_or(it))
+                .filter_map(|it| it.split_once('.'))
+                .find(|(k, _)| k.eq_ignore_ascii_case(key))
+                .map(|(_, v)| v.to_owned())
+        };
+        let cookies =
+            headers.get_all(COOKIE).iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(';'));
+        let mut cookies = cookies.filter_map(|it| it.trim().split_once('='));
+        let cookie = cookies.find(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value.to_owned());
+        let request_id = header("nvcf-reqid").or_else(|| entry("nvcf-reqid")).or(cookie);
+        Said {
+            authorization: header(AUTHORIZATION.as_str()).or_else(|| entry("authorization")),
+            has_subprotocol: !subprotocols.is_empty(),
+            function: header("function-id").or_else(|| entry("function-id")),
+            version: header("function-version-id").or_else(|| entry("function-version-id")),
+            request_id: request_id.and_then(|it| Uuid::parse_str(&it).ok()), // F4: one that is none is ignored
+        }
+    }
+
+    /// The function headers: what distinguishes the sessions of one connection.
+    fn routing(&self) -> Option<(Uuid, Option<Uuid>)> {
+        let function = Uuid::parse_str(self.function.as_deref()?).ok()?;
+        Some((function, self.version.as_deref().and_then(|it| Uuid::parse_str(it).ok())))
+    }
+
+    /// Is it said who asks, and for what (F5)?
+    fn check(&self) -> Result<(String, Uuid), Refusal> {
+        let authorization = self.authorization.as_deref().unwrap_or_default();
+        let token = match authorization.strip_prefix("Bearer ") {
+            Some(token) => token,
+            None if self.has_subprotocol && !authorization.is_empty() => authorization,
+            None => {
+                return Err(Refusal::new(
+                    StatusCode::UNAUTHORIZED,
+                    "no authorization was passed in the metadata",
+                ));
+            }
+        };
+        let Some(function) = &self.function else {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "no function-id was passed in the metadata"));
+        };
+        let function = Uuid::parse_str(function).map_err(|_| {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Invalid UUID string: {function}"))
+        })?;
+        Ok((token.to_owned(), function))
+    }
+}
+
+/// Finds the session to come back into, or opens one. The order of the checks is NVCF's (F6).
+async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal> {
+    let (token, function) = said.check()?;
+    if shared.config.token.as_ref().is_some_and(|it| !it.matches(&token)) {
+        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "the authorization is not valid"));
+    }
+    let account: [u8; 32] =
+        digest(&SHA256, token.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
+    let version = said.version.as_deref().and_then(|it| Uuid::parse_str(it).ok());
+    let Some(found) = shared.functions.find(function, version) else {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, format!("function {function} not found")));
+    };
+    if !found.is_streaming {
+        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "the function is not of type STREAMING")); // F18
+    }
+    let Some(id) = said.request_id else { return begin(shared, &found, account).await };
+    let Some(session) = shared.sessions.find(id) else {
+        let error = Uuid::new_v4();
+        let text = format!(
+            "failed to open stateful work request: error_id:\"{error}\" reason:\"no existing session found\" for request id {id}"
+        );
+        return Err(Refusal { forgets_session: true, ..Refusal::new(StatusCode::NOT_FOUND, text) });
+    };
+    let mismatch = |what: &str| {
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("existing session {what} mismatch for request id {id}"),
+        ))
+    }; // F14
+    if session.function != function {
+        return mismatch("function ID");
+    }
+    if version.is_some_and(|it| it != session.version) {
+        return mismatch("function version ID");
+    }
+    if session.account != account {
+        return mismatch("invoker NCA ID");
+    }
+    Ok(session)
+}
+
+/// Waits for an instance that is ready and has a place (F12, F26).
+async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Result<Arc<Session>, Refusal> {
+    let found = async {
+        loop {
+            for instance in version.instances() {
+                if instance.is_healthy()
+                    && let Ok(place) = Arc::clone(&instance.places).try_acquire_owned()
+                {
+                    match instance.prepare(&shared.stun, &shared.clock).await {
+                        Ok(()) => return (instance, place),
+                        Err(error) => tracing::warn!(error, "A worker could not be prepared."),
+                    }
+                }
+            }
+            shared.clock.sleep(std::time::Duration::from_millis(50)).await; // NVCF asks its queue again each second
+        }
+    };
+    let Some((instance, place)) = shared.clock.timeout(shared.config.worker_timeout, found).await else {
+        return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "failed to establish link to worker"));
+    };
+    let session = Arc::new(Session {
+        id: Uuid::new_v4(),
+        function: version.function,
+        version: version.id,
+        account,
+        instance,
+        _place: place,
+        n_connections: Mutex::new(0),
+        ended: watch::Sender::new(false),
+    });
+    shared.sessions.lock().insert(session.id, Arc::clone(&session));
+    // A session that nobody connects to ends like one that everybody has left.
+    drop(Attached::new(shared, &session));
+    Ok(session)
+}
+
+/// `X-NVCF-ABSORB` asks about the session itself, without the app (F20).
+fn absorb(shared: &Arc<Shared>, session: &Arc<Session>, method: &Method) -> Result<Response<Body>, Refusal> {
+    let mut response = text(StatusCode::OK, "");
+    if method == Method::DELETE {
+        shared.sessions.end(session);
+    } else {
+        let cookie = format!("{COOKIE_NAME}={}", session.id);
+        response
+            .headers_mut()
+            .append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("a UUID is a header value"));
+    }
+    response.headers_mut().insert("nvcf-reqid", id_header(session.id));
+    Ok(response)
+}
+
+async fn dial(instance: &Instance) -> Result<SendRequest<Incoming>, Refusal> {
+    let failed = |it: &dyn std::fmt::Display| {
+        Refusal::new(StatusCode::BAD_GATEWAY, format!("the worker's tunnel failed: {it}"))
+    };
+    let tcp = TcpStream::connect((instance.host.as_str(), instance.port)).await.map_err(|it| failed(&it))?;
+    drop(tcp.set_nodelay(true));
+    let (sender, connection) = handshake(TokioIo::new(tcp)).await.map_err(|it| failed(&it))?;
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+/// Passes bytes both ways, untouched, until either side ends; then the other is ended at once (F11, F25).
+async fn relay(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    worker: impl AsyncRead + AsyncWrite + Unpin,
+    session: &Session,
+) {
+    let (mut client_in, mut client_out) = tokio::io::split(client);
+    let (mut worker_in, mut worker_out) = tokio::io::split(worker);
+    let mut ended = session.ended.subscribe();
+    tokio::select! {
+        () = pump(&mut client_in, &mut worker_out) => {}
+        () = pump(&mut worker_in, &mut client_out) => {}
+        _ = ended.wait_for(|it| *it) => {}
+    }
+    drop(worker_out.shutdown().await);
+    drop(client_out.shutdown().await);
+}
+
+async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+    let mut buf = vec![0; 16 << 10];
+    while let Ok(n) = from.read(&mut buf).await {
+        if n == 0 || to.write_all(&buf[..n]).await.is_err() || to.flush().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Attached {
+    fn new(shared: &Arc<Shared>, session: &Arc<Session>) -> Self {
+        *session.n_connections.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Attached { shared: Arc::clone(shared), session: Arc::clone(session) }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let mut n_connections = self.session.n_connections.lock().unwrap_or_else(PoisonError::into_inner);
+        *n_connections -= 1;
+        if *n_connections == 0 {
+            let (shared, session) = (Arc::clone(&self.shared), Arc::clone(&self.session));
+            tokio::spawn(async move {
+                shared.clock.sleep(HOLD).await;
+                if *session.n_connections.lock().unwrap_or_else(PoisonError::into_inner) == 0 {
+                    shared.sessions.end(&session);
+                }
+            });
+        }
+    }
+}
+
+impl Sessions {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Arc<Session>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: Uuid) -> Option<Arc<Session>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn end(&self, session: &Session) {
+        self.lock().remove(&session.id);
+        session.ended.send_replace(true);
+    }
+}
+
+impl Refusal {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Refusal { status, text: text.into(), forgets_session: false }
+    }
+}
+
+/// An error of the front door itself: text, CORS (F19), and for gRPC a status of its own (F29).
+fn refuse(refusal: Refusal, origin: Option<HeaderValue>, is_grpc: bool) -> Response<Body> {
+    let mut response = if is_grpc {
+        let code = match refusal.status.as_u16() {
+            400 => 3,
+            401 => 16,
+            403 => 7,
+            404 => 5,
+            429 => 8,
+            501 => 12,
+            503 => 14,
+            504 => 4,
+            _ => 13,
+        };
+        let mut response = text(StatusCode::OK, "");
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(code));
+        if let Ok(message) = HeaderValue::from_str(&refusal.text) {
+            headers.insert("grpc-message", message);
+        }
+        response
+    } else {
+        text(refusal.status, refusal.text)
+    };
+    if refusal.forgets_session {
+        let cookie = format!("{COOKIE_NAME}=; Max-Age=0");
+        response.headers_mut().append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("it is plain text"));
+    }
+    allow(response.headers_mut(), origin);
+    response
+}
+
+fn preflight(asked: &HeaderMap) -> Response<Body> {
+    let mut response = text(StatusCode::NO_CONTENT, "");
+    let headers = response.headers_mut();
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
+    );
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    if let Some(names) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    allow(headers, asked.get(ORIGIN).cloned());
+    response
+}
+
+fn allow(headers: &mut HeaderMap, origin: Option<HeaderValue>) {
+    if let Some(origin) = origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn id_header(id: Uuid) -> HeaderValue {
+    HeaderValue::from_str(&id.to_string()).expect("a UUID is a header value")
+}

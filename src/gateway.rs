@@ -1,0 +1,224 @@
+//! The gateway: a browser comes in, an upstream connection goes out, and policies decide in between.
+//!
+//! Each worker is a thread with an event loop, a Lua VM and connections of its own; a connection stays with its worker,
+//! so nothing here needs a lock. Plain HTTP goes through Pingora's proxy, a WebSocket through [`relay`].
+
+mod admit;
+mod conn;
+mod cookie;
+mod head;
+mod http;
+mod page;
+mod relay;
+mod respond;
+mod tls;
+mod upstream;
+mod websocket;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::clock::Clock;
+use crate::config::{self, Place, Problem, Problems, Table};
+use crate::lua::Program;
+use crate::policy::{Functions, References, Setting};
+use crate::secret::Secret;
+use crate::telemetry::{AccessLog, Metrics};
+
+/// A gateway that is ready to serve: its policies are loaded, its certificates read, its port bound.
+pub(crate) struct Gateway {
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+    drain: watch::Sender<bool>,
+}
+
+/// What the workers have in common.
+pub(crate) struct Shared {
+    pub(crate) config: config::Gateway,
+    pub(crate) functions: Functions,
+    pub(crate) program: Program,
+    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) dialer: upstream::Dialer,
+    pub(crate) sealer: cookie::Sealer,
+    pub(crate) metrics: Metrics,
+    pub(crate) access: AccessLog,
+    pub(crate) clock: Clock,
+    pub(crate) n_connections: AtomicUsize,
+    pub(crate) n_sessions: AtomicUsize,
+    /// Numbers connections, for the upstream pool's keys.
+    pub(crate) next_key: AtomicUsize,
+    /// Whether new sessions are taken; `/readyz` says so.
+    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// Policies, certificates and trust of a gateway, checked and not yet serving: what `streamgate check` looks at.
+pub(crate) struct Checked {
+    config: config::Gateway,
+    pub(crate) program: Program,
+    server_tls: Option<Arc<rustls::ServerConfig>>,
+    client_tls: Option<Arc<rustls::ClientConfig>>,
+    /// What an operator should know although it is no mistake.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Checked {
+    /// Loads and checks everything that a configuration refers to.
+    pub(crate) fn new(config: config::Gateway, clock: &Clock) -> Result<Checked, Problems> {
+        let mut problems = Problems::new();
+        let mut note = |problem: Problem| problems.push(problem);
+        let server_tls = config.listen.tls.as_ref().map(|it| tls::server(it, clock)).transpose();
+        let server_tls = server_tls.map_err(&mut note).ok();
+        let client_tls =
+            config.upstream.server.tls.then(|| tls::client(config.upstream.ca.as_deref())).transpose();
+        let client_tls = client_tls.map_err(&mut note).ok();
+        let program = Program::load(&config.plugins, &config.routes, &Sources(&config));
+        let program = program.map_err(|more| problems.extend(more)).ok();
+        let mut warnings = Vec::new();
+        for (path, place) in program.iter().flat_map(Program::open_routes) {
+            if config.require_auth {
+                let message = "authenticates nobody, and `require_auth` is set: add a plugin that authenticates to its chain, for example `bearer-auth`";
+                problems.push(Problem::new(place.clone(), format!("route {path:?}"), message));
+            } else {
+                warnings.push(format!(
+                    "route {path:?} authenticates nobody: whoever reaches this gateway uses your key. Add an authentication plugin to its chain; STREAMGATE_REQUIRE_AUTH=true (`require_auth`) refuses to start like this"
+                ));
+            }
+        }
+        match (program, server_tls, client_tls) {
+            (Some(program), Some(server_tls), Some(client_tls)) if problems.is_empty() => {
+                Ok(Checked { config, program, server_tls, client_tls, warnings })
+            }
+            _ => Err(problems),
+        }
+    }
+}
+
+impl Gateway {
+    /// Binds the port of a checked gateway.
+    pub(crate) fn bind(
+        checked: Checked,
+        metrics: &Metrics,
+        access: AccessLog,
+        clock: &Clock,
+    ) -> Result<Gateway, Problems> {
+        let Checked { config, program, server_tls, client_tls, .. } = checked;
+        let listener = listen(config.listen.address).map_err(|error| {
+            let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
+                "; is another gateway running?"
+            } else {
+                ""
+            };
+            let subject = format!("listen.address = \"{}\"", config.listen.address);
+            Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}{hint}"))
+        })?;
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let (drain, draining) = watch::channel(false);
+        let shared = Shared {
+            functions: Functions {
+                default: config.upstream.function_id.clone(),
+                version: config.upstream.function_version_id.clone(),
+                others: config.upstream.functions.clone(),
+            },
+            tls: server_tls.map(TlsAcceptor::from),
+            dialer: upstream::Dialer::new(&config.upstream, client_tls, clock, metrics)?,
+            sealer: cookie::Sealer::new(&config.sessions.cookie),
+            metrics: metrics.clone(),
+            access,
+            clock: clock.clone(),
+            n_connections: AtomicUsize::new(0),
+            n_sessions: AtomicUsize::new(0),
+            next_key: AtomicUsize::new(1),
+            ready: Arc::new(AtomicBool::new(true)),
+            draining,
+            program,
+            config,
+        };
+        Ok(Gateway { shared: Arc::new(shared), listener, address, drain })
+    }
+
+    /// Where browsers connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Whether new sessions are taken.
+    pub(crate) fn ready(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.shared.ready)
+    }
+
+    /// Starts the workers. They serve until [`Running::stop`].
+    pub(crate) fn start(self) -> Running {
+        let workers = (0..self.shared.config.workers)
+            .map(|idx| {
+                let listener = self.listener.try_clone().expect("a socket can be shared with a thread");
+                let shared = Arc::clone(&self.shared);
+                std::thread::Builder::new()
+                    .name(format!("worker-{idx}"))
+                    .spawn(move || worker::run(idx, shared, listener))
+                    .expect("a thread can be started")
+            })
+            .collect();
+        Running { shared: self.shared, drain: self.drain, workers }
+    }
+}
+
+/// A gateway at work.
+pub(crate) struct Running {
+    shared: Arc<Shared>,
+    drain: watch::Sender<bool>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Stops accepting, tells the sessions to come back, and waits for the workers, which end with their last
+    /// session or when `sessions.drain.timeout` is over.
+    pub(crate) fn stop(self) {
+        self.shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.drain.send_replace(true);
+        for worker in self.workers {
+            if worker.join().is_err() {
+                tracing::error!("A worker ended with a panic.");
+            }
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?; // a restart need not wait for the last connections' TIME_WAIT
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// What plugin settings may refer to.
+struct Sources<'a>(&'a config::Gateway);
+
+impl References for Sources<'_> {
+    fn secret(&self, reference: &config::Reference) -> Result<Secret, String> {
+        self.0.origin.secret(reference)
+    }
+
+    fn table(&self, path: &std::path::Path) -> Result<Table, Problems> {
+        self.0.origin.table(path)
+    }
+
+    fn inherited(&self, name: &str) -> Option<Setting> {
+        match name {
+            "listen.origins" => {
+                let origins = self.0.listen.origins.as_ref()?;
+                Some(Setting::List(origins.iter().cloned().map(Setting::Text).collect()))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What a request and a WebSocket have in common: the exchange is made, policies are asked, the upstream's headers
+//! are written.
+
+use http::header::{AUTHORIZATION, HOST, SET_COOKIE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::gateway::Shared;
+use crate::gateway::cookie::Ticket;
+use crate::gateway::head::RequestHead;
+use crate::gateway::worker::Worker;
+use crate::policy::{Chain, Exchange, Function, Offer, Phase, Stop, passed_on};
+use crate::rejection::{Code, Rejection};
+
+const FUNCTION_ID: HeaderName = HeaderName::from_static("function-id");
+const NVCF_FUNCTION_ID: HeaderName = HeaderName::from_static("nvcf-function-id");
+const FUNCTION_VERSION_ID: HeaderName = HeaderName::from_static("function-version-id");
+const NVCF_REQID: HeaderName = HeaderName::from_static("nvcf-reqid");
+
+/// NVCF's cookie with the id of the session. It stays inside.
+const NVCF_COOKIE: &str = "nvcf-request-id=";
+
+/// The end of a signalling path. Whatever stands before it is the gateway's side of the path.
+const SIGN_IN: &str = "/sign_in";
+
+/// A request whose head was read, as plugins see it.
+pub(crate) fn exchange(
+    worker: &Worker,
+    client: std::net::SocketAddr,
+    head: &RequestHead,
+    websocket: bool,
+) -> Exchange {
+    Exchange {
+        id: request_id(),
+        client,
+        tls: worker.shared.tls.is_some(),
+        websocket,
+        method: head.method.clone(),
+        path: head.path.clone(),
+        query: head.query.clone(),
+        headers: head.headers.clone(),
+        // A malformed offer is refused where it matters; here it offers nothing.
+        offer: Offer::parse(&head.headers).unwrap_or_default(),
+        ..Exchange::default()
+    }
+}
+
+/// An id for a request. It identifies, it does not authorise.
+pub(crate) fn request_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// Asks the plugins up to `authorize`, and chooses the function.
+pub(crate) async fn admit(worker: &Worker, chain: &Chain, exchange: &mut Exchange) -> Result<Function, Stop> {
+    for phase in [Phase::OnRequest, Phase::Authenticate, Phase::Authorize] {
+        chain.run(phase, exchange, &worker.watch).await?;
+    }
+    worker.shared.functions.choose(exchange).map_err(|code| Stop::Reject(code.into()))
+}
+
+/// The session that the browser's cookie brings back: its own, with this function.
+pub(crate) fn ticket(shared: &Shared, exchange: &Exchange, function: &Function) -> Option<Ticket> {
+    let value = exchange.cookie(shared.sealer.name())?;
+    let ticket = shared.sealer.open(value, shared.clock.unix())?;
+    (ticket.principal == exchange.principal_id() && ticket.function == function.id).then_some(ticket)
+}
+
+/// The headers that go upstream: the browser's without what it may not say, then the plugins' changes, then ours.
+pub(crate) async fn upstream_headers(
+    worker: &Worker,
+    chain: &Chain,
+    exchange: &mut Exchange,
+) -> Result<(), Stop> {
+    exchange.upstream = passed_on(&exchange.headers);
+    for name in
+        ["sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions"]
+    {
+        exchange.upstream.remove(name);
+    }
+    chain.run(Phase::UpstreamRequest, exchange, &worker.watch).await
+}
+
+/// Sets what NVCF wants to see. `ticket` is the session to come back into.
+pub(crate) fn sign(
+    shared: &Shared,
+    headers: &mut HeaderMap,
+    function: &Function,
+    ticket: Option<&Ticket>,
+) -> Result<(), Rejection> {
+    let value = |text: &str| HeaderValue::from_str(text).map_err(|it| Rejection::because(Code::Internal, it));
+    let upstream = &shared.config.upstream;
+    let mut key = value(&format!("Bearer {}", upstream.api_key.expose()))?;
+    key.set_sensitive(true);
+    headers.insert(HOST, value(&upstream.server.authority())?);
+    headers.insert(AUTHORIZATION, key);
+    headers.insert(FUNCTION_ID, value(&function.id)?);
+    headers.insert(NVCF_FUNCTION_ID, value(&function.id)?);
+    headers.remove(FUNCTION_VERSION_ID);
+    if let Some(version) = &function.version {
+        headers.insert(FUNCTION_VERSION_ID, value(version)?);
+    }
+    headers.remove(NVCF_REQID);
+    if let Some(ticket) = ticket {
+        headers.insert(NVCF_REQID, value(&ticket.request)?);
+    }
+    Ok(())
+}
+
+/// The request target upstream: any prefix before `/sign_in` is the gateway's own; the query passes as it is.
+pub(crate) fn target(exchange: &Exchange) -> String {
+    let path = if exchange.path.ends_with(SIGN_IN) { SIGN_IN } else { exchange.path.as_str() };
+    match &exchange.query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+/// Takes NVCF's id out of an upstream's answer and puts the gateway's own cookie in its place. An app's cookies stay.
+pub(crate) fn keep_session(
+    shared: &Shared,
+    exchange: &Exchange,
+    function: &Function,
+    headers: &mut HeaderMap,
+) -> Option<String> {
+    let header = headers.remove(NVCF_REQID).and_then(|it| it.to_str().ok().map(str::to_owned));
+    let mut from_cookie = None;
+    let mut forgets = false;
+    let others: Vec<HeaderValue> = headers
+        .get_all(SET_COOKIE)
+        .iter()
+        .filter(|it| match it.to_str().ok().and_then(|it| it.trim_start().strip_prefix(NVCF_COOKIE)) {
+            None => true,
+            Some(rest) => {
+                match rest.split(';').next().unwrap_or_default().trim() {
+                    "" => forgets = true,
+                    id => from_cookie = Some(id.to_owned()),
+                }
+                false
+            }
+        })
+        .cloned()
+        .collect();
+    if from_cookie.is_some() || forgets {
+        headers.remove(SET_COOKIE);
+        for cookie in others {
+            headers.append(SET_COOKIE, cookie);
+        }
+    }
+    let id = header.or(from_cookie).filter(|it| !it.is_empty() && it.len() <= 128);
+    let cookie = match &id {
+        Some(id) => {
+            let ticket = Ticket {
+                request: id.clone(),
+                principal: exchange.principal_id().to_owned(),
+                function: function.id.clone(),
+                expires: shared.sealer.expiry(shared.clock.unix()),
+            };
+            Some(shared.sealer.set(&ticket, &exchange.path, exchange.tls))
+        }
+        None if forgets => Some(shared.sealer.clear(&exchange.path, exchange.tls)),
+        None => None,
+    };
+    if let Some(cookie) = cookie.and_then(|it| HeaderValue::from_str(&it).ok()) {
+        headers.append(SET_COOKIE, cookie);
+    }
+    id
+}

@@ -1,0 +1,173 @@
+//! A browser's or an upstream's connection, encrypted or not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID,
+};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    io: Io,
+    /// Bytes held back until a flush, so that a head and its body leave together. Empty outside of HTTP.
+    held: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Plain(TcpStream),
+    /// Boxed: its state is large, and most of a gateway's connections may be plain.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Most bytes held back.
+const MOST_HELD: usize = 8 << 10;
+
+impl Conn {
+    /// A clear-text connection.
+    pub(crate) fn plain(tcp: TcpStream) -> Self {
+        Conn { io: Io::Plain(tcp), held: Vec::new() }
+    }
+
+    /// An encrypted connection.
+    pub(crate) fn tls(tls: impl Into<TlsStream<TcpStream>>) -> Self {
+        Conn { io: Io::Tls(Box::new(tls.into())), held: Vec::new() }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match &self.io {
+            Io::Plain(tcp) => tcp,
+            Io::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Ends the connection with RST instead of FIN once it is dropped.
+    pub(crate) fn reset_on_drop(&self) {
+        if let Err(error) = SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO)) {
+            tracing::debug!(%error, "A connection could not be marked for a reset.");
+        }
+    }
+
+    /// Writes without holding anything back. Nothing may be held.
+    pub(crate) fn poll_write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        debug_assert!(self.held.is_empty(), "a relay begins after the last flush");
+        match &mut self.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = 0;
+        let result = loop {
+            if written == self.held.len() {
+                break Poll::Ready(Ok(()));
+            }
+            let bytes = &self.held[written..];
+            let poll = match &mut self.io {
+                Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+                Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            };
+            match poll {
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => written += n,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.held.drain(..written);
+        if self.held.is_empty() {
+            self.held = Vec::new(); // an idle connection keeps no buffer
+        }
+        result
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.held.len() + bytes.len() > MOST_HELD {
+            ready!(this.poll_write_held(cx))?;
+        }
+        if bytes.len() >= MOST_HELD {
+            return this.poll_write_now(cx, bytes);
+        }
+        this.held.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_held(cx))?;
+        match &mut this.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_held(cx))?;
+        match &mut this.io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+// What Pingora asks of a connection that it serves HTTP on.
+
+#[async_trait]
+impl Shutdown for Conn {
+    async fn shutdown(&mut self) {
+        drop(AsyncWriteExt::shutdown(self).await); // the connection ends either way
+    }
+}
+
+impl UniqueID for Conn {
+    fn id(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(self.tcp())
+    }
+}
+
+impl Ssl for Conn {}
+
+impl Peek for Conn {}
+
+impl GetTimingDigest for Conn {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Conn {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Conn {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}

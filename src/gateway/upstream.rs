@@ -1,0 +1,272 @@
+//! The way to the upstream: names, connections, and the WebSocket handshake there.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
+use http::{HeaderMap, Method, StatusCode};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio_rustls::TlsConnector;
+
+use crate::clock::Clock;
+use crate::config;
+use crate::gateway::conn::Conn;
+use crate::gateway::head::{self, HeadError, Limits};
+use crate::telemetry::Metrics;
+
+/// Dials the upstream.
+pub(crate) struct Dialer {
+    server: config::Server,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
+    resolved: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+/// An upstream that has answered 101.
+#[derive(Debug)]
+pub(crate) struct Upgraded {
+    pub(crate) conn: Conn,
+    /// What came right after the head.
+    pub(crate) early: Bytes,
+    pub(crate) headers: HeaderMap,
+    /// The subprotocol it chose.
+    pub(crate) subprotocol: Option<String>,
+}
+
+/// Why there is no upstream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("cannot resolve the upstream's name: {0}")]
+    Resolve(std::io::Error),
+    #[error("cannot connect: {0}")]
+    Connect(std::io::Error),
+    #[error("no connection within `upstream.connect_timeout`")]
+    ConnectTimeout,
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    #[error("no answer within `upstream.handshake_timeout`")]
+    Timeout,
+    #[error("the connection ended before the answer: {0}")]
+    Closed(std::io::Error),
+    #[error("{0}")]
+    Garbage(String),
+    #[error("answered {status}: {body:?}")]
+    Refused {
+        status: StatusCode,
+        /// It told the browser to forget the session: this session is gone, rather than the function.
+        forgets_session: bool,
+        /// The beginning of its body.
+        body: String,
+    },
+}
+
+/// How long a resolved name is good. Short enough to follow a moved front door.
+const RESOLVED_FOR: Duration = Duration::from_secs(5);
+
+/// A response head has NVCF's headers and an app's cookies.
+const LIMITS: Limits = Limits { head: 64 << 10, headers: 128 };
+
+/// As much of a refusal's body as the log shows, and how long it is waited for.
+const BODY: usize = 256;
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Dialer {
+    pub(crate) fn new(
+        config: &config::Upstream,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        clock: &Clock,
+        metrics: &Metrics,
+    ) -> Result<Self, config::Problem> {
+        let server = config.server.clone();
+        let tls = match tls {
+            None => None,
+            Some(tls) => {
+                let name = ServerName::try_from(server.host.clone()).map_err(|_| {
+                    let message = format!("no certificate can be checked for the name {:?}", server.host);
+                    config::Problem::new(config::Place::Nowhere, "upstream.server", message)
+                })?;
+                Some((TlsConnector::from(tls), name))
+            }
+        };
+        Ok(Dialer {
+            server,
+            tls,
+            connect_timeout: config.connect_timeout,
+            handshake_timeout: config.handshake_timeout,
+            resolved: Mutex::new(None),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// The upstream's addresses.
+    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
+        let now = self.clock.now();
+        if let Some((at, addresses)) = &*self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
+            && now.saturating_duration_since(*at) < RESOLVED_FOR
+        {
+            return Ok(addresses.clone());
+        }
+        let found =
+            lookup_host((self.server.host.as_str(), self.server.port)).await.map_err(DialError::Resolve)?;
+        let addresses: Vec<SocketAddr> = found.collect();
+        if addresses.is_empty() {
+            return Err(DialError::Resolve(std::io::Error::other("the name has no address")));
+        }
+        self.metrics.upstream("resolve", self.clock.now() - now);
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, addresses.clone()));
+        Ok(addresses)
+    }
+
+    /// A fresh connection: no other session has used it and none will.
+    async fn connect(&self) -> Result<Conn, DialError> {
+        let started = self.clock.now();
+        let addresses = self.resolve().await?;
+        let mut error = None;
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(tcp) => {
+                    tune(&tcp);
+                    self.metrics.upstream("connect", self.clock.now() - started);
+                    let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
+                    let started = self.clock.now();
+                    let tls = connector.connect(name.clone(), tcp).await.map_err(DialError::Tls)?;
+                    self.metrics.upstream("tls", self.clock.now() - started);
+                    return Ok(Conn::tls(tls));
+                }
+                Err(it) => error = Some(it),
+            }
+        }
+        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Err(DialError::Connect(error.expect("there was at least one address")))
+    }
+
+    /// Opens a WebSocket. `headers` are all but those of the handshake itself, `offer` what is offered there.
+    pub(crate) async fn upgrade(
+        &self,
+        target: &str,
+        mut headers: HeaderMap,
+        offer: &str,
+    ) -> Result<Upgraded, DialError> {
+        let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
+        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
+        let key = STANDARD.encode(uuid::Uuid::new_v4().as_bytes());
+        let insert = |headers: &mut HeaderMap, name: &'static str, value: &str| {
+            headers.insert(name, value.parse().expect("the handshake's headers are plain ASCII"));
+        };
+        insert(&mut headers, "connection", "Upgrade");
+        insert(&mut headers, "upgrade", "websocket");
+        insert(&mut headers, "sec-websocket-version", "13");
+        insert(&mut headers, "sec-websocket-key", &key);
+        if !offer.is_empty() {
+            insert(&mut headers, "sec-websocket-protocol", offer);
+        }
+        let started = self.clock.now();
+        let request = head::write_request(&Method::GET, target, 1, &headers);
+        let exchange = async {
+            conn.write_all(&request).await.map_err(DialError::Closed)?;
+            conn.flush().await.map_err(DialError::Closed)?;
+            read_answer(&mut conn).await
+        };
+        let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
+        let (answer, mut rest) = answered.ok_or(DialError::Timeout)??;
+        self.metrics.upstream("answer", self.clock.now() - started);
+        if answer.status != StatusCode::SWITCHING_PROTOCOLS {
+            let read = self.clock.timeout(BODY_TIMEOUT, read_body(&mut conn, &mut rest)).await;
+            let body = String::from_utf8_lossy(&rest[..rest.len().min(BODY)]).into_owned();
+            drop(read); // late or broken, what has come is enough
+            let forgets_session = answer.headers.get_all(http::header::SET_COOKIE).iter().any(|it| {
+                it.to_str().is_ok_and(|it| {
+                    it.replace(' ', "").to_ascii_lowercase().starts_with("nvcf-request-id=;max-age=0")
+                })
+            });
+            return Err(DialError::Refused { status: answer.status, forgets_session, body });
+        }
+        check_upgrade(&answer.headers, &key)?;
+        let mut chosen = answer.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+        let subprotocol = match (chosen.next().map(http::HeaderValue::to_str), chosen.next()) {
+            (None, _) => None,
+            (Some(Ok(it)), None) => Some(it.trim().to_owned()),
+            _ => return Err(DialError::Garbage("answered with more than one subprotocol".into())),
+        };
+        Ok(Upgraded { conn, early: rest.freeze(), headers: answer.headers, subprotocol })
+    }
+}
+
+/// The final answer; informational ones before it are passed over.
+async fn read_answer(conn: &mut Conn) -> Result<(head::ResponseHead, BytesMut), DialError> {
+    let mut buf = BytesMut::new();
+    for _ in 0..8 {
+        let answer = head::read_response(conn, &mut buf, LIMITS).await.map_err(|error| match error {
+            HeadError::Closed => DialError::Closed(std::io::ErrorKind::UnexpectedEof.into()),
+            HeadError::Broken(error) => DialError::Closed(error),
+            HeadError::Refused(rejection) => DialError::Garbage(rejection.cause().into_owned()),
+        })?;
+        if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok((answer, buf));
+        }
+    }
+    Err(DialError::Garbage("answered again and again that the answer will come".into()))
+}
+
+async fn read_body(conn: &mut Conn, rest: &mut BytesMut) -> std::io::Result<()> {
+    while rest.len() < BODY && conn.read_buf(rest).await? > 0 {}
+    Ok(())
+}
+
+/// A 101 must be the answer to our handshake (RFC 6455 section 4.1).
+fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<(), DialError> {
+    let garbage = |what: &str| Err(DialError::Garbage(format!("answered 101, but {what}")));
+    if !head::has_token(headers, &UPGRADE, "websocket") || !head::has_token(headers, &CONNECTION, "upgrade") {
+        return garbage("not to a WebSocket");
+    }
+    if headers.get(SEC_WEBSOCKET_ACCEPT).is_none_or(|it| it != accept(key).as_str()) {
+        return garbage("with the wrong Sec-WebSocket-Accept");
+    }
+    if headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+        return garbage("with an extension that was not offered");
+    }
+    Ok(())
+}
+
+/// `Sec-WebSocket-Accept` for a key (RFC 6455 section 4.2.2).
+pub(crate) fn accept(key: &str) -> String {
+    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+}
+
+/// What every connection of a session has: small messages leave at once, and the kernel notices a peer that vanished
+/// even when we are not the ones to speak.
+pub(crate) fn tune(tcp: &TcpStream) {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    let socket = SockRef::from(tcp);
+    if let Err(error) = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(%error, "A connection could not be tuned.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_key_is_that_of_the_standard() {
+        assert_eq!(accept("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="); // RFC 6455 section 1.3
+    }
+}

@@ -1,0 +1,368 @@
+//! A worker: one thread, one event loop, one Lua VM, and the connections that it accepted.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::HeaderMap;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::LocalSet;
+
+use crate::clock::Clock;
+use crate::gateway::conn::Conn;
+use crate::gateway::head::{self, HeadError, Limits};
+use crate::gateway::http::Proxy;
+use crate::gateway::{Shared, admit, http as plain, page, respond, upstream, websocket};
+use crate::lua::{RouteChain, Routes};
+use crate::policy::{Chain, Exchange, LocalResponse, Phase};
+use crate::rejection::{Code, Rejection};
+use crate::telemetry::{Line, Plugins};
+
+/// What a worker's connections have in common.
+pub(crate) struct Worker {
+    pub(crate) idx: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) watch: Plugins,
+    pub(crate) proxy: Arc<Proxy>,
+    routes: RefCell<Rc<Routes>>,
+    draining: watch::Receiver<bool>,
+    /// Relays at work, and who waits for the last one.
+    n_relays: Cell<usize>,
+    relay_ended: Notify,
+}
+
+/// A relay that is counted as long as this lives.
+pub(crate) struct RelayGuard(Rc<Worker>);
+
+/// A pause after an accept that failed for want of files or memory: retrying at once would only spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much a browser may still send, and how long, once its answer is written; then the connection is cut.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// How often a worker's VM is measured.
+const MEASURE: Duration = Duration::from_secs(5);
+
+/// Runs a worker until the gateway drains and its last connection has ended.
+pub(crate) fn run(idx: usize, shared: Arc<Shared>, listener: std::net::TcpListener) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an event loop can be made");
+    let local = LocalSet::new();
+    local.block_on(&runtime, async move {
+        let routes =
+            shared.program.instantiate().expect("the program was instantiated once when it was checked");
+        let worker = Rc::new(Worker {
+            idx,
+            watch: Plugins::new(&shared.metrics, &shared.clock),
+            proxy: plain::proxy(&shared),
+            routes: RefCell::new(Rc::new(routes)),
+            draining: shared.draining.clone(),
+            n_relays: Cell::new(0),
+            relay_ended: Notify::new(),
+            shared,
+        });
+        let listener = TcpListener::from_std(listener).expect("the socket does not block");
+        let mut connections = tokio::task::JoinSet::new();
+        let mut draining = worker.draining.clone();
+        let mut measured = worker.shared.clock.timer(worker.shared.clock.now());
+        loop {
+            tokio::select! {
+                biased;
+                _ = draining.wait_for(|it| *it) => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((tcp, client)) => worker.accept(&mut connections, tcp, client),
+                    Err(error) => {
+                        tracing::error!(%error, "A connection could not be accepted.");
+                        worker.shared.clock.sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = std::future::poll_fn(|cx| measured.poll(cx)) => {
+                    worker.shared.metrics.lua_memory(idx, worker.routes.borrow().memory());
+                    measured.reset(worker.shared.clock.now() + MEASURE);
+                }
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            }
+        }
+        drop(listener);
+        let clock = worker.shared.clock.clone();
+        let all_ended = async {
+            while connections.join_next().await.is_some() {}
+            while worker.n_relays.get() > 0 {
+                worker.relay_ended.notified().await;
+            }
+        };
+        if clock.timeout(worker.shared.config.sessions.drain_timeout, all_ended).await.is_none() {
+            tracing::warn!(worker = idx, "Connections were cut because `sessions.drain.timeout` is over.");
+        }
+    });
+}
+
+impl Worker {
+    /// Counts a relay, so that the worker waits for its end.
+    pub(crate) fn relay_begins(self: &Rc<Self>) -> RelayGuard {
+        self.n_relays.set(self.n_relays.get() + 1);
+        RelayGuard(Rc::clone(self))
+    }
+
+    fn accept(
+        self: &Rc<Self>,
+        connections: &mut tokio::task::JoinSet<()>,
+        tcp: TcpStream,
+        client: SocketAddr,
+    ) {
+        let shared = &self.shared;
+        if shared.n_connections.fetch_add(1, Ordering::Relaxed) >= shared.config.listen.max_connections {
+            shared.n_connections.fetch_sub(1, Ordering::Relaxed);
+            shared.metrics.connection_refused();
+            return;
+        }
+        shared.metrics.connection(1);
+        let worker = Rc::clone(self);
+        connections.spawn_local(async move {
+            let counted = Counted(Arc::clone(&worker.shared));
+            Box::pin(worker.serve(tcp, client)).await;
+            drop(counted);
+        });
+    }
+
+    /// The routes, with a fresh VM if the last one ran out of memory.
+    fn routes(&self) -> Rc<Routes> {
+        if self.routes.borrow().is_spent() {
+            match self.shared.program.instantiate() {
+                Ok(routes) => {
+                    tracing::warn!(worker = self.idx, "A Lua VM ran out of memory and was replaced.");
+                    *self.routes.borrow_mut() = Rc::new(routes);
+                }
+                Err(error) => tracing::error!(%error, "A Lua VM could not be replaced."),
+            }
+        }
+        Rc::clone(&self.routes.borrow())
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Serves a browser's connection, request by request.
+    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr) {
+        let shared = &self.shared;
+        upstream::tune(&tcp);
+        let mut conn = match &shared.tls {
+            None => Conn::plain(tcp),
+            Some(acceptor) => {
+                match shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp)).await {
+                    Some(Ok(tls)) => Conn::tls(tls),
+                    Some(Err(error)) => return tracing::debug!(%client, %error, "A TLS handshake failed."),
+                    None => return tracing::debug!(%client, "A TLS handshake took too long."),
+                }
+            }
+        };
+        let limits =
+            Limits { head: shared.config.listen.max_head, headers: shared.config.listen.max_headers };
+        let mut buf = BytesMut::new();
+        let mut is_first = true;
+        let key = shared.next_key.fetch_add(1, Ordering::Relaxed) as u64;
+        loop {
+            if buf.is_empty() && !is_first && !self.next_request(&mut conn, &mut buf).await {
+                return;
+            }
+            is_first = false;
+            let started = shared.clock.now();
+            let read = head::read_request(&mut conn, &mut buf, limits);
+            let head = match shared.clock.timeout(shared.config.listen.head_timeout, read).await {
+                Some(Ok(head)) => head,
+                Some(Err(HeadError::Closed)) => return,
+                Some(Err(HeadError::Broken(error))) => {
+                    return tracing::debug!(%client, %error, "A browser left within a request head.");
+                }
+                Some(Err(HeadError::Refused(rejection))) => {
+                    return self.refuse_head(conn, client, rejection, started).await;
+                }
+                None if buf.is_empty() => return, // it never said anything
+                None => return self.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
+            };
+            let is_websocket = websocket::is_meant(&head);
+            let mut exchange = admit::exchange(&self, client, &head, is_websocket);
+            let routes = self.routes();
+            let Some(route) = routes.find(&exchange.path).cloned() else {
+                let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
+                let fallback = routes.fallback().cloned();
+                let response = respond::reject(self.rejected(Code::RouteNone.into()), &mut exchange);
+                match self.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                continue;
+            };
+            exchange.route = route.path.to_string();
+            if is_websocket {
+                return websocket::serve(&self, conn, buf, head, exchange, route).await;
+            }
+            if let Some(file) = page::find(shared, &head) {
+                let keep = head.keeps_alive() && !head.has_body();
+                match self.answer(conn, file, Some(&route), &mut exchange, keep, started).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                continue;
+            }
+            match plain::serve(&self, conn, std::mem::take(&mut buf), head, exchange, route, key, started)
+                .await
+            {
+                Some((again, rest)) => (conn, buf) = (again, rest),
+                None => return,
+            }
+        }
+    }
+
+    /// Waits for the first byte of another request; false when none comes.
+    async fn next_request(&self, conn: &mut Conn, buf: &mut BytesMut) -> bool {
+        let mut draining = self.draining.clone();
+        let mut first = [0; 1024];
+        tokio::select! {
+            biased;
+            _ = draining.wait_for(|it| *it) => false,
+            read = self.shared.clock.timeout(self.shared.config.listen.idle_timeout, conn.read(&mut first)) => match read {
+                Some(Ok(n)) if n > 0 => {
+                    buf.extend_from_slice(&first[..n]);
+                    true
+                }
+                _ => false,
+            },
+        }
+    }
+
+    /// Answers a request whose head could not be read: nothing is known of it, and its connection ends.
+    async fn refuse_head(&self, conn: Conn, client: SocketAddr, rejection: Rejection, started: Instant) {
+        let mut exchange = Exchange {
+            id: admit::request_id(),
+            client,
+            tls: self.shared.tls.is_some(),
+            ..Exchange::default()
+        };
+        let route = self.routes().fallback().cloned();
+        let response = respond::reject(self.rejected(rejection), &mut exchange);
+        self.answer(conn, response, route.as_ref(), &mut exchange, false, started).await;
+    }
+
+    /// Counts a rejection on its way.
+    pub(crate) fn rejected(&self, rejection: Rejection) -> Rejection {
+        self.shared.metrics.rejection(rejection.code.as_str());
+        rejection
+    }
+
+    /// Writes a response that is made here; gives the connection back when another request may follow.
+    pub(crate) async fn answer(
+        &self,
+        mut conn: Conn,
+        response: LocalResponse,
+        route: Option<&RouteChain>,
+        exchange: &mut Exchange,
+        keep_alive: bool,
+        started: Instant,
+    ) -> Option<Conn> {
+        let clock = &self.shared.clock;
+        let keep_alive = keep_alive && !self.is_draining();
+        let response = respond::dress(response, route.map(|it| &*it.chain), exchange, &self.watch);
+        exchange.response =
+            crate::policy::ResponseHead { status: response.status, headers: HeaderMap::new() };
+        let bytes = respond::encode(&response, &exchange.method, keep_alive, clock);
+        let none = Chain::new();
+        let chain = route.map_or(&none, |it| &it.chain);
+        self.finish_request(exchange, chain, bytes.len() as u64, 0, started);
+        if !keep_alive {
+            close_politely(&mut conn, &bytes, clock).await;
+            return None;
+        }
+        let written = async {
+            conn.write_all(&bytes).await?;
+            conn.flush().await
+        };
+        written.await.is_ok().then_some(conn)
+    }
+
+    /// The last line of a request: plugins, metrics, the access log.
+    pub(crate) fn finish_request(
+        &self,
+        exchange: &mut Exchange,
+        chain: &Chain,
+        sent: u64,
+        received: u64,
+        started: Instant,
+    ) {
+        let shared = &self.shared;
+        self.log_phase(chain, exchange, Phase::Log);
+        let status = exchange.response.status;
+        shared
+            .metrics
+            .request(if exchange.route.is_empty() { "-" } else { &exchange.route }, status.as_u16());
+        shared.access.write(&Line {
+            kind: "request",
+            at: shared.clock.wall(),
+            id: &exchange.id,
+            client: exchange.client,
+            method: exchange.method.as_str(),
+            path: &exchange.path,
+            route: &exchange.route,
+            principal: exchange.principal_id(),
+            function: exchange.function.as_deref().unwrap_or("-"),
+            status: status.as_u16(),
+            reason: exchange.code.as_deref().unwrap_or("ok"),
+            close: 0,
+            received,
+            sent,
+            took: shared.clock.now() - started,
+        });
+    }
+
+    /// Asks the plugins that only want to know. What goes wrong there is logged by the chain.
+    pub(crate) fn log_phase(&self, chain: &Chain, exchange: &mut Exchange, phase: Phase) {
+        drop(chain.run_now(phase, exchange, &self.watch));
+    }
+}
+
+impl Drop for RelayGuard {
+    fn drop(&mut self) {
+        self.0.n_relays.set(self.0.n_relays.get() - 1);
+        self.0.relay_ended.notify_one();
+    }
+}
+
+/// A connection that is counted as long as this lives.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.n_connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.connection(-1);
+    }
+}
+
+/// Writes the last bytes of a connection so that they arrive: a peer that is still sending would otherwise be reset
+/// before it has read them (RFC 9112 section 9.6).
+pub(crate) async fn close_politely(conn: &mut Conn, bytes: &[u8], clock: &Clock) {
+    let all = async {
+        conn.write_all(bytes).await?;
+        conn.flush().await?;
+        AsyncWriteExt::shutdown(conn).await?;
+        let mut sink = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match conn.read(&mut sink).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    drop(clock.timeout(LINGER, all).await); // the connection ends either way
+}

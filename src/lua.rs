@@ -1,0 +1,17 @@
+//! The Lua host: plugins are found, checked, and run in one VM for each worker (PUC Lua 5.4).
+//!
+//! A [`Program`] is what was loaded, shared by all workers; [`Program::instantiate`] gives a worker its own VM with the
+//! chains of all routes. Nothing of `mlua` leaves this module.
+
+mod api;
+mod bundle;
+mod convert;
+mod loader;
+mod sandbox;
+mod spec;
+mod vm;
+
+pub(crate) use api::{page as api_page, types as api_types};
+pub(crate) use bundle::Bundle;
+pub(crate) use loader::{Program, RouteChain, Routes};
+pub(crate) use spec::run as run_spec;

@@ -1,0 +1,133 @@
+//! The files of one plugin, from a folder of the operator or from those built into the binary.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Place, Problem};
+
+/// A plugin's files by their name inside its folder, with the path that messages show.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    pub(crate) name: String,
+    pub(crate) files: BTreeMap<String, File>,
+}
+
+/// One file of a plugin.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
+}
+
+/// Where plugins are looked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Finder {
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+macro_rules! built_in {
+    ($($plugin:literal: $($file:literal),*;)*) => {
+        /// The plugins that ship with the gateway: name, then file names and texts.
+        pub(crate) static BUILT_IN: &[(&str, &[(&str, &str)])] = &[$(
+            ($plugin, &[$(($file, include_str!(concat!("../../plugins/", $plugin, "/", $file)))),*]),
+        )*];
+    };
+}
+
+built_in! {
+    "bearer-auth": "plugin.lua", "schema.lua", "spec.lua";
+    "cors": "plugin.lua", "schema.lua", "spec.lua";
+    "inject-headers": "plugin.lua", "schema.lua", "spec.lua";
+}
+
+/// The library for plugin authors: what `require "streamgate.…"` finds.
+pub(crate) static LIBRARY: &[(&str, &str)] = &[
+    ("streamgate.header", include_str!("../../lua/streamgate/header.lua")),
+    ("streamgate.origin", include_str!("../../lua/streamgate/origin.lua")),
+    ("streamgate.template", include_str!("../../lua/streamgate/template.lua")),
+    ("streamgate.token", include_str!("../../lua/streamgate/token.lua")),
+];
+
+/// What specs may require besides.
+pub(crate) static SPEC_LIBRARY: (&str, &str) =
+    ("streamgate.spec", include_str!("../../lua/streamgate/spec.lua"));
+
+/// Largest file of a plugin in bytes.
+const LARGEST: u64 = 1 << 20;
+
+impl Finder {
+    /// The plugin of that name: the first folder that has it wins, the built-in ones come last.
+    pub(crate) fn find(&self, name: &str, place: &Place) -> Result<Bundle, Problem> {
+        let fail = |message: String| Problem::new(place.clone(), format!("plugin = {name:?}"), message);
+        if !is_name(name) {
+            return Err(fail("not a plugin's name: expected lower-case letters, digits and `-`".into()));
+        }
+        for path in &self.paths {
+            let folder = path.join(name);
+            if folder.is_dir() {
+                return Bundle::read(name, &folder).map_err(fail);
+            }
+        }
+        match BUILT_IN.iter().find(|(it, _)| *it == name) {
+            Some((_, files)) => Ok(Bundle::built_in(name, files)),
+            None => {
+                let searched: Vec<String> = self.paths.iter().map(|it| it.display().to_string()).collect();
+                let built_in: Vec<&str> = BUILT_IN.iter().map(|(it, _)| *it).collect();
+                Err(fail(format!(
+                    "no such plugin: searched {} and the built-in ones ({})",
+                    searched.join(", "),
+                    built_in.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+impl Bundle {
+    /// Reads the Lua files of a folder.
+    pub(crate) fn read(name: &str, folder: &Path) -> Result<Bundle, String> {
+        let mut files = BTreeMap::new();
+        let entries =
+            std::fs::read_dir(folder).map_err(|it| format!("cannot read {}: {it}", folder.display()))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let Some(file_name) =
+                path.file_name().and_then(|it| it.to_str()).filter(|it| it.ends_with(".lua"))
+            else {
+                continue;
+            };
+            let size = entry.metadata().map_or(0, |it| it.len());
+            if size > LARGEST {
+                return Err(format!("{} is larger than {LARGEST} bytes", path.display()));
+            }
+            let text = std::fs::read_to_string(&path)
+                .map_err(|it| format!("cannot read {}: {it}", path.display()))?;
+            files.insert(file_name.to_owned(), File { path: path.clone(), text });
+        }
+        for needed in ["plugin.lua", "schema.lua"] {
+            if !files.contains_key(needed) {
+                return Err(format!("{} has no {needed}", folder.display()));
+            }
+        }
+        Ok(Bundle { name: name.to_owned(), files })
+    }
+
+    fn built_in(name: &str, files: &[(&str, &str)]) -> Bundle {
+        let files = files.iter().map(|(file, text)| {
+            let path = Path::new("plugins").join(name).join(file);
+            ((*file).to_owned(), File { path, text: (*text).to_owned() })
+        });
+        Bundle { name: name.to_owned(), files: files.collect() }
+    }
+
+    /// A file that [`Bundle::read`] made sure of.
+    pub(crate) fn file(&self, name: &str) -> &File {
+        self.files.get(name).expect("a bundle has its two files")
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+}

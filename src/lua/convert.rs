@@ -1,0 +1,181 @@
+//! Values on their way into a VM and out of it.
+
+use mlua::{IntoLua, Lua, Table, Value};
+use serde_json::Value as Json;
+
+use crate::config::{self, Node, Place};
+use crate::lua::api::TokensHandle;
+use crate::policy::{Principal, Setting, Settings};
+
+/// How deep a value may be nested.
+const DEEPEST: usize = 16;
+
+/// Most entries of a table that a script hands over.
+const MOST: usize = 1024;
+
+/// A plugin's settings, as the table `conf`.
+pub(crate) fn settings(lua: &Lua, settings: &Settings) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
+    for (name, value) in settings.iter() {
+        table.raw_set(name, setting(lua, value)?)?;
+    }
+    Ok(table)
+}
+
+pub(crate) fn setting(lua: &Lua, value: &Setting) -> mlua::Result<Value> {
+    match value {
+        Setting::Text(it) => it.as_str().into_lua(lua),
+        Setting::Integer(it) => it.into_lua(lua),
+        Setting::Number(it) => it.into_lua(lua),
+        Setting::Boolean(it) => it.into_lua(lua),
+        Setting::List(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            for item in items {
+                table.raw_push(setting(lua, item)?)?;
+            }
+            table.into_lua(lua)
+        }
+        Setting::Map(entries) => {
+            let table = lua.create_table_with_capacity(0, entries.len())?;
+            for (name, value) in entries {
+                table.raw_set(name.as_str(), setting(lua, value)?)?;
+            }
+            table.into_lua(lua)
+        }
+        Setting::Secret(it) => it.expose().into_lua(lua),
+        Setting::Tokens(it) => lua.create_userdata(TokensHandle(it.clone()))?.into_lua(lua),
+    }
+}
+
+/// A JSON value as Lua has it. A JSON null becomes nil.
+pub(crate) fn from_json(lua: &Lua, value: &Json) -> mlua::Result<Value> {
+    match value {
+        Json::Null => Ok(Value::Nil),
+        Json::Bool(it) => it.into_lua(lua),
+        Json::Number(it) => match it.as_i64() {
+            Some(it) => it.into_lua(lua),
+            None => it.as_f64().into_lua(lua),
+        },
+        Json::String(it) => it.as_str().into_lua(lua),
+        Json::Array(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            for item in items {
+                table.raw_push(from_json(lua, item)?)?;
+            }
+            table.into_lua(lua)
+        }
+        Json::Object(entries) => object(lua, entries)?.into_lua(lua),
+    }
+}
+
+/// A JSON object as a table.
+pub(crate) fn object(lua: &Lua, entries: &serde_json::Map<String, Json>) -> mlua::Result<Table> {
+    let table = lua.create_table_with_capacity(0, entries.len())?;
+    for (name, value) in entries {
+        table.raw_set(name.as_str(), from_json(lua, value)?)?;
+    }
+    Ok(table)
+}
+
+/// A script's value as JSON. Functions and the like are errors; so is what is too deep or too large.
+pub(crate) fn to_json(value: &Value) -> Result<Json, String> {
+    to_json_within(value, DEEPEST)
+}
+
+fn to_json_within(value: &Value, depth: usize) -> Result<Json, String> {
+    Ok(match value {
+        Value::Nil => Json::Null,
+        Value::Boolean(it) => (*it).into(),
+        Value::Integer(it) => (*it).into(),
+        Value::Number(it) => (*it).into(),
+        Value::String(it) => it.to_str().map_err(|_| "a string that is not UTF-8")?.to_owned().into(),
+        Value::Table(table) if depth > 0 => {
+            let mut items = Vec::new();
+            let mut entries = serde_json::Map::new();
+            for pair in table.clone().pairs::<Value, Value>() {
+                let (key, value) = pair.map_err(|it| it.to_string())?;
+                if items.len() + entries.len() == MOST {
+                    return Err(format!("a table with more than {MOST} entries"));
+                }
+                let value = to_json_within(&value, depth - 1)?;
+                match key {
+                    Value::Integer(key) if key == items.len() as i64 + 1 => items.push(value),
+                    Value::String(key) => {
+                        let key = key.to_str().map_err(|_| "a key that is not UTF-8")?.to_owned();
+                        entries.insert(key, value);
+                    }
+                    _ => return Err("a table whose keys are neither names nor 1 to n".into()),
+                }
+            }
+            match (items.is_empty(), entries.is_empty()) {
+                (true, _) => Json::Object(entries),
+                (false, true) => Json::Array(items),
+                (false, false) => return Err("a table that mixes names with numbers".into()),
+            }
+        }
+        Value::Table(_) => return Err("a table that is nested too deep".into()),
+        other => return Err(format!("a {}", other.type_name())),
+    })
+}
+
+/// A principal as plugins have it: a table with `id`, `functions` when it has its own, and its attributes.
+pub(crate) fn principal(lua: &Lua, principal: &Principal) -> mlua::Result<Table> {
+    let table = object(lua, &principal.attributes)?;
+    table.raw_set("id", principal.id.as_str())?;
+    if let Some(functions) = &principal.functions {
+        table.raw_set("functions", functions.as_slice())?;
+    }
+    Ok(table)
+}
+
+/// A plugin's table as a principal.
+pub(crate) fn to_principal(value: &Value) -> Result<Principal, String> {
+    let Json::Object(mut attributes) = to_json(value)? else {
+        return Err("expected a table with an `id`".into());
+    };
+    let id = match attributes.remove("id") {
+        Some(Json::String(id)) if !id.is_empty() && id.len() <= 256 && !id.contains(char::is_control) => id,
+        _ => return Err("expected a table whose `id` is a string of 1 to 256 printable characters".into()),
+    };
+    let functions = match attributes.remove("functions") {
+        None => None,
+        Some(Json::Object(it)) if it.is_empty() => Some(Vec::new()), // an empty list looks like this in Lua
+        Some(Json::Array(items)) => {
+            let ids = items.into_iter().map(|it| match it {
+                Json::String(it) => Ok(it),
+                other => Err(format!("expected a list of function ids, not of {other}")),
+            });
+            Some(ids.collect::<Result<_, _>>()?)
+        }
+        Some(_) => return Err("expected `functions` to be a list of ids".into()),
+    };
+    Ok(Principal { id, attributes, functions })
+}
+
+/// A script's value as if it had been written in a configuration file.
+pub(crate) fn to_node(value: &Value, place: &Place) -> Result<Node, String> {
+    let value = match value {
+        Value::Boolean(it) => config::Value::Boolean(*it),
+        Value::Integer(it) => config::Value::Integer(*it),
+        Value::Number(it) => config::Value::Float(*it),
+        Value::String(it) => {
+            config::Value::Text(it.to_str().map_err(|_| "a string that is not UTF-8")?.to_owned())
+        }
+        Value::Table(table) if table.raw_len() > 0 => {
+            let items: Vec<Value> =
+                table.sequence_values().collect::<mlua::Result<_>>().map_err(|it| it.to_string())?;
+            config::Value::List(items.iter().map(|it| to_node(it, place)).collect::<Result<_, _>>()?)
+        }
+        Value::Table(table) => {
+            let mut entries = Vec::new();
+            for pair in table.clone().pairs::<String, Value>() {
+                let (key, value) = pair.map_err(|_| "a table whose keys are not names")?;
+                entries.push(config::Entry { key, place: place.clone(), node: to_node(&value, place)? });
+            }
+            entries.sort_by(|a, b| a.key.cmp(&b.key));
+            config::Value::Table(entries.into_iter().collect())
+        }
+        other => return Err(format!("a {}", other.type_name())),
+    };
+    Ok(Node { value, place: place.clone() })
+}

@@ -1,0 +1,26 @@
+//! What a plugin is: phases, decisions, the chain, the schema of its settings.
+//!
+//! Nothing here does I/O or reads a clock. A plugin is anything that implements [`Policy`]; those written in Lua come
+//! from [`crate::lua`].
+
+mod chain;
+mod decision;
+mod exchange;
+mod function;
+mod path;
+mod phase;
+mod principal;
+mod schema;
+mod subprotocol;
+
+pub use chain::{Answer, Chain, Failure, FailureKind, OnError, Outcome, Policy, Stop, Watch};
+pub use decision::{Decision, LocalResponse};
+pub use exchange::{Exchange, ResponseHead};
+pub use function::{Function, Functions};
+pub(crate) use function::{passed_on, passed_on_response};
+pub use path::Pattern;
+pub use phase::{Phase, Phases};
+pub use principal::{Principal, Tokens};
+pub use schema::{Field, Kind, References, Schema, Setting, Settings};
+pub(crate) use subprotocol::is_reserved;
+pub use subprotocol::{CLOSE_ON_REFUSAL, OWN as OWN_SUBPROTOCOL, Offer};

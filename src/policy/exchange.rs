@@ -1,0 +1,116 @@
+//! One request and its response, as plugins see them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::policy::{Offer, Principal};
+
+/// One request and its response: what the browser said, what was found out, what goes upstream, what comes back.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Identifies the request in logs and error bodies.
+    pub id: String,
+    /// The browser's address.
+    pub client: SocketAddr,
+    /// Whether the browser's connection is encrypted.
+    pub tls: bool,
+    /// Whether the request opens a WebSocket.
+    pub websocket: bool,
+    /// The method.
+    pub method: Method,
+    /// The path as it was sent, without the query.
+    pub path: String,
+    /// The query as it was sent, without the question mark.
+    pub query: Option<String>,
+    /// The browser's headers. Plugins read them and never change them.
+    pub headers: HeaderMap,
+    /// What the browser offered in `Sec-WebSocket-Protocol`.
+    pub offer: Offer,
+    /// The pattern of the route.
+    pub route: String,
+    /// Who is asking, once a plugin has found out.
+    pub principal: Option<Principal>,
+    /// The function that a plugin chose, before the browser's own choice.
+    pub function: Option<String>,
+    /// What plugins tell each other.
+    pub vars: Vec<(String, serde_json::Value)>,
+    /// The headers that go upstream, from `upstream_request` on.
+    pub upstream: HeaderMap,
+    /// The response, from `response_headers` on.
+    pub response: ResponseHead,
+    /// The code of the rejection, when the request was not served.
+    pub code: Option<String>,
+}
+
+/// A response head on its way to the browser.
+#[derive(Debug, Default)]
+pub struct ResponseHead {
+    /// The status; zero before there is a response.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+}
+
+impl Default for Exchange {
+    /// An empty request from nowhere: for a request too broken to be read, and for the moment in which a script holds
+    /// the real one.
+    fn default() -> Self {
+        Exchange {
+            id: String::new(),
+            client: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            tls: false,
+            websocket: false,
+            method: Method::GET,
+            path: String::new(),
+            query: None,
+            headers: HeaderMap::new(),
+            offer: Offer::default(),
+            route: String::new(),
+            principal: None,
+            function: None,
+            vars: Vec::new(),
+            upstream: HeaderMap::new(),
+            response: ResponseHead::default(),
+            code: None,
+        }
+    }
+}
+
+impl Exchange {
+    /// The principal's id; `-` when nobody was authenticated.
+    pub fn principal_id(&self) -> &str {
+        self.principal.as_ref().map_or("-", |it| it.id.as_str())
+    }
+
+    /// A variable that a plugin set.
+    pub fn var(&self, name: &str) -> Option<&serde_json::Value> {
+        self.vars.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Sets a variable for the plugins that come later.
+    pub fn set_var(&mut self, name: &str, value: serde_json::Value) {
+        match self.vars.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = value,
+            None => self.vars.push((name.to_owned(), value)),
+        }
+    }
+
+    /// The value of one cookie of the browser.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        let lines = self.headers.get_all(http::header::COOKIE).iter();
+        lines
+            .filter_map(|it| it.to_str().ok())
+            .flat_map(|it| it.split(';'))
+            .filter_map(|it| it.trim().split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Whether this is a CORS preflight, which a browser sends without credentials (Fetch, 3.2.2).
+    pub fn is_preflight(&self) -> bool {
+        self.method == Method::OPTIONS
+            && self.headers.contains_key(http::header::ORIGIN)
+            && self.headers.contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
+    }
+}

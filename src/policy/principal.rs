@@ -1,0 +1,150 @@
+//! Who is asking, and the file of static tokens that says so.
+
+use ring::digest::{SHA256, digest};
+use subtle::ConstantTimeEq;
+
+use crate::config::{Node, Place, Problem, Problems, Table, Value};
+
+/// Who is asking, as authentication found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Principal {
+    /// The id: the `principal` of the access log, and what a session belongs to.
+    pub id: String,
+    /// Anything else that is known, for plugins and templates.
+    pub attributes: serde_json::Map<String, serde_json::Value>,
+    /// The functions it may use; `None`: those of the configuration.
+    pub functions: Option<Vec<String>>,
+}
+
+/// Static tokens, from a TOML file with a table for each principal.
+#[derive(Default)]
+pub struct Tokens {
+    entries: Vec<([u8; 32], Principal)>,
+}
+
+impl Tokens {
+    /// Reads the tables of a token file: `token` (or `token_sha256`), `functions`, and any attribute.
+    pub(crate) fn read(table: &Table) -> Result<Tokens, Problems> {
+        let mut problems = Problems::new();
+        let mut entries: Vec<([u8; 32], Principal)> = Vec::new();
+        for entry in table.iter() {
+            let Some(fields) = entry.node.as_table() else {
+                let message = "expected a table: `[name]` with `token = \"…\"`";
+                problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
+                continue;
+            };
+            match read_principal(&entry.key, &entry.place, fields, &mut problems) {
+                Some((hash, _)) if entries.iter().any(|(other, _)| *other == hash) => {
+                    let message = "another principal of this file has the same token";
+                    problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
+                }
+                Some(read) => entries.push(read),
+                None => {}
+            }
+        }
+        problems.into_result().map(|()| Tokens { entries })
+    }
+
+    /// The principal of a token. The time does not depend on how much of the token is right.
+    pub fn find(&self, presented: &str) -> Option<&Principal> {
+        let presented = digest(&SHA256, presented.as_bytes());
+        let mut found = None;
+        for (hash, principal) in &self.entries {
+            if bool::from(hash.ct_eq(presented.as_ref())) {
+                found = Some(principal);
+            }
+        }
+        found
+    }
+
+    /// How many principals there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody is known.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({})", self.entries.len())
+    }
+}
+
+fn read_principal(
+    id: &str,
+    place: &Place,
+    fields: &Table,
+    problems: &mut Problems,
+) -> Option<([u8; 32], Principal)> {
+    let mut principal = Principal { id: id.to_owned(), ..Principal::default() };
+    let mut hash: Option<[u8; 32]> = None;
+    // No message shows a value: it may be the token.
+    let mut complain = |place: &Place, key: &str, message: &str| {
+        problems.push(Problem::new(place.clone(), format!("{id}.{key}"), message));
+    };
+    for field in fields.iter() {
+        let Node { value, place } = &field.node;
+        match (field.key.as_str(), value) {
+            ("token", Value::Text(token)) if token.len() >= 4 => {
+                hash = digest(&SHA256, token.as_bytes()).as_ref().try_into().ok();
+            }
+            ("token", _) => complain(place, "token", "expected a string of at least 4 characters"),
+            ("token_sha256", Value::Text(text)) if text.len() == 64 => {
+                let mut bytes = [0; 32];
+                let digits = (0..32)
+                    .map(|it| text.get(it * 2..it * 2 + 2).and_then(|it| u8::from_str_radix(it, 16).ok()));
+                for (byte, digit) in bytes.iter_mut().zip(digits) {
+                    match digit {
+                        Some(digit) => *byte = digit,
+                        None => {
+                            complain(place, "token_sha256", "expected 64 hexadecimal digits");
+                            return None;
+                        }
+                    }
+                }
+                hash = Some(bytes);
+            }
+            ("token_sha256", _) => complain(place, "token_sha256", "expected 64 hexadecimal digits"),
+            ("functions", Value::List(items)) => {
+                let ids: Option<Vec<String>> = items
+                    .iter()
+                    .map(|it| match &it.value {
+                        Value::Text(it) => Some(it.clone()),
+                        _ => None,
+                    })
+                    .collect();
+                match ids {
+                    Some(ids) => principal.functions = Some(ids),
+                    None => complain(place, "functions", "expected a list of function ids"),
+                }
+            }
+            ("functions", _) => complain(place, "functions", "expected a list of function ids"),
+            ("id", _) => complain(place, "id", "the name of the table is the principal's id"),
+            (key, value) => {
+                principal.attributes.insert(key.to_owned(), to_json(value));
+            }
+        }
+    }
+    if hash.is_none() && fields.get("token").is_none() && fields.get("token_sha256").is_none() {
+        complain(place, "token", "missing: write `token = \"…\"` or `token_sha256 = \"…\"`");
+    }
+    Some((hash?, principal))
+}
+
+/// The JSON form of a written value.
+pub(crate) fn to_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Text(it) => it.as_str().into(),
+        Value::Integer(it) => (*it).into(),
+        Value::Float(it) => (*it).into(),
+        Value::Boolean(it) => (*it).into(),
+        Value::List(items) => items.iter().map(|it| to_json(&it.value)).collect(),
+        Value::Table(table) => serde_json::Value::Object(
+            table.iter().map(|it| (it.key.clone(), to_json(&it.node.value))).collect(),
+        ),
+    }
+}

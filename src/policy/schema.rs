@@ -1,0 +1,274 @@
+//! The contract of a plugin: its phases, its settings, the codes it may reject with.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value};
+use crate::policy::{OnError, Phases, Tokens};
+use crate::rejection::Declared;
+use crate::secret::Secret;
+
+/// What a plugin declares about itself.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    /// What it does, in a sentence.
+    pub summary: String,
+    /// When it wants to be asked.
+    pub phases: Phases,
+    /// What becomes of a request when it fails, unless the chain says otherwise.
+    pub on_error: OnError,
+    /// Its settings.
+    pub fields: Vec<Field>,
+    /// The codes it may reject with, besides the gateway's own.
+    pub rejections: Vec<Arc<Declared>>,
+    /// Plugins that must come earlier in a chain that has them.
+    pub after: Vec<String>,
+}
+
+/// One setting of a plugin.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// Its key.
+    pub name: String,
+    /// What may be written.
+    pub kind: Kind,
+    /// Whether it must be written.
+    pub required: bool,
+    /// What holds when it is not written.
+    pub default: Option<Node>,
+    /// A setting of the gateway that holds when it is not written.
+    pub inherit: Option<String>,
+    /// What it does.
+    pub doc: String,
+}
+
+/// What may be written for a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// One of a few strings.
+    Choice(Vec<String>),
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// True or false.
+    Boolean,
+    /// `30s`; a plugin gets it in seconds.
+    Duration,
+    /// `64KiB`; a plugin gets it in bytes.
+    Size,
+    /// A list of one kind.
+    List(Box<Kind>),
+    /// A table from names to one kind.
+    Map(Box<Kind>),
+    /// `env:NAME` or `file:PATH`.
+    Secret,
+    /// `file:PATH` of a token file.
+    TokenFile,
+}
+
+/// A checked value.
+#[derive(Clone, Debug)]
+pub enum Setting {
+    /// A string.
+    Text(String),
+    /// A whole number.
+    Integer(i64),
+    /// A number; also a duration in seconds.
+    Number(f64),
+    /// True or false.
+    Boolean(bool),
+    /// A list.
+    List(Vec<Setting>),
+    /// A table, in the order in which it was written.
+    Map(Vec<(String, Setting)>),
+    /// A secret.
+    Secret(Secret),
+    /// The principals of a token file.
+    Tokens(Arc<Tokens>),
+}
+
+/// All settings of one instance of a plugin.
+#[derive(Clone, Debug, Default)]
+pub struct Settings(Vec<(String, Setting)>);
+
+/// Fetches what a setting refers to, so that the check itself does no I/O.
+pub trait References {
+    /// The secret behind a reference; the error is a sentence for the operator and never the secret.
+    fn secret(&self, reference: &Reference) -> Result<Secret, String>;
+
+    /// The table in a TOML file.
+    fn table(&self, path: &Path) -> Result<Table, Problems>;
+
+    /// A setting of the gateway that plugins may inherit.
+    fn inherited(&self, name: &str) -> Option<Setting>;
+}
+
+impl Schema {
+    /// Checks what was written for one instance, and fills in the defaults.
+    pub(crate) fn check(
+        &self,
+        place: &Place,
+        written: &[Entry],
+        from: &dyn References,
+    ) -> Result<Settings, Problems> {
+        let mut problems = Problems::new();
+        let mut settings = Vec::new();
+        for entry in written {
+            if !self.fields.iter().any(|it| it.name == entry.key) {
+                let names: Vec<&str> = self.fields.iter().map(|it| it.name.as_str()).collect();
+                let message = match names.as_slice() {
+                    [] => "unknown setting; this plugin has none".to_owned(),
+                    names => format!("unknown setting; this plugin has {}", names.join(", ")),
+                };
+                problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
+            }
+        }
+        for field in &self.fields {
+            let written = written.iter().find(|it| it.key == field.name).map(|it| &it.node);
+            match (written.or(field.default.as_ref()), &field.inherit) {
+                (Some(node), _) => match field.kind.read(&field.name, node, from) {
+                    Ok(value) => settings.push((field.name.clone(), value)),
+                    Err(more) => problems.extend(more),
+                },
+                (None, Some(inherit)) => {
+                    if let Some(value) = from.inherited(inherit) {
+                        settings.push((field.name.clone(), value));
+                    }
+                }
+                (None, None) if field.required => {
+                    let message = format!("missing: {}", field.doc);
+                    problems.push(Problem::new(place.clone(), field.name.clone(), message));
+                }
+                (None, None) => {}
+            }
+        }
+        problems.into_result().map(|()| Settings(settings))
+    }
+}
+
+impl Settings {
+    /// One setting.
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// All settings, in the order of the schema.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+}
+
+impl Kind {
+    /// The kind that a schema names, `of` being what a list or a map is made of.
+    pub(crate) fn find(name: &str, of: Option<Kind>, choices: Vec<String>) -> Option<Kind> {
+        Some(match name {
+            "string" if !choices.is_empty() => Kind::Choice(choices),
+            "string" => Kind::Text,
+            "integer" => Kind::Integer,
+            "number" => Kind::Number,
+            "boolean" => Kind::Boolean,
+            "duration" => Kind::Duration,
+            "size" => Kind::Size,
+            "list" => Kind::List(Box::new(of.unwrap_or(Kind::Text))),
+            "map" => Kind::Map(Box::new(of.unwrap_or(Kind::Text))),
+            "secret" => Kind::Secret,
+            "token-file" => Kind::TokenFile,
+            _ => return None,
+        })
+    }
+
+    /// What may be written, in the reader's words.
+    pub fn name(&self) -> String {
+        match self {
+            Kind::Text => "string".into(),
+            Kind::Choice(choices) => {
+                choices.iter().map(|it| format!("`{it}`")).collect::<Vec<_>>().join(", ")
+            }
+            Kind::Integer => "integer".into(),
+            Kind::Number => "number".into(),
+            Kind::Boolean => "boolean".into(),
+            Kind::Duration => "duration".into(),
+            Kind::Size => "size".into(),
+            Kind::List(of) => format!("list of {}", of.name()),
+            Kind::Map(of) => format!("map to {}", of.name()),
+            Kind::Secret => "secret".into(),
+            Kind::TokenFile => "token file".into(),
+        }
+    }
+
+    /// Whether a schema's default can be; the error is the kind's name.
+    pub(crate) fn check_default(&self, default: &Node) -> Result<(), String> {
+        let fits = match (self, &default.value) {
+            (Kind::Text, Value::Text(_))
+            | (Kind::Integer, Value::Integer(_))
+            | (Kind::Boolean, Value::Boolean(_)) => true,
+            (Kind::Number, Value::Integer(_) | Value::Float(_)) => true,
+            (Kind::Choice(choices), Value::Text(it)) => choices.contains(it),
+            (Kind::Duration, value) => Duration::parse(value).is_ok(),
+            (Kind::Size, value) => Size::parse(value).is_ok(),
+            (Kind::List(of), Value::List(items)) => items.iter().all(|it| of.check_default(it).is_ok()),
+            (Kind::List(_), Value::Table(table)) => table.iter().next().is_none(), // an empty list looks like this in Lua
+            (Kind::Map(of), Value::Table(table)) => table.iter().all(|it| of.check_default(&it.node).is_ok()),
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(self.name()) }
+    }
+
+    fn read(&self, name: &str, node: &Node, from: &dyn References) -> Result<Setting, Problems> {
+        let value = &node.value;
+        let fail = |message: String| {
+            let hidden = matches!(self, Kind::Secret | Kind::TokenFile);
+            let subject = if hidden { name.to_owned() } else { format!("{name} = {}", value.shown()) };
+            Problems::from(Problem::new(node.place.clone(), subject, message))
+        };
+        Ok(match (self, value) {
+            (Kind::Text, Value::Text(it)) => Setting::Text(it.clone()),
+            (Kind::Choice(choices), Value::Text(it)) if choices.contains(it) => Setting::Text(it.clone()),
+            (Kind::Choice(_), _) => return Err(fail(format!("expected one of {}", self.name()))),
+            (Kind::Integer, Value::Integer(it)) => Setting::Integer(*it),
+            (Kind::Number, Value::Integer(it)) => Setting::Number(*it as f64),
+            (Kind::Number, Value::Float(it)) => Setting::Number(*it),
+            (Kind::Boolean, Value::Boolean(it)) => Setting::Boolean(*it),
+            (Kind::Duration, value) => Setting::Number(Duration::parse(value).map_err(fail)?.as_secs_f64()),
+            (Kind::Size, value) => {
+                Setting::Integer(i64::try_from(Size::parse(value).map_err(fail)?.0).unwrap_or(i64::MAX))
+            }
+            (Kind::List(of), Value::List(items)) => {
+                Setting::List(gather(items.iter().map(|it| of.read(name, it, from)))?)
+            }
+            (Kind::List(_), Value::Table(table)) if table.iter().next().is_none() => {
+                Setting::List(Vec::new())
+            }
+            (Kind::Map(of), Value::Table(table)) => Setting::Map(gather(table.iter().map(|it| {
+                let value = of.read(&format!("{name}.{}", it.key), &it.node, from)?;
+                Ok((it.key.clone(), value))
+            }))?),
+            (Kind::Secret, value) => {
+                let reference = Reference::parse(value).map_err(fail)?;
+                Setting::Secret(from.secret(&reference).map_err(fail)?)
+            }
+            (Kind::TokenFile, value) => match Reference::parse(value) {
+                Ok(Reference::File(path)) => Setting::Tokens(Arc::new(Tokens::read(&from.table(&path)?)?)),
+                _ => return Err(fail("expected the path of a token file, as \"file:PATH\"".into())),
+            },
+            (kind, value) => return Err(fail(format!("expected a {}, not {}", kind.name(), value.kind()))),
+        })
+    }
+}
+
+/// All values, or the problems of all.
+fn gather<T>(results: impl Iterator<Item = Result<T, Problems>>) -> Result<Vec<T>, Problems> {
+    let mut values = Vec::new();
+    let mut problems = Problems::new();
+    for result in results {
+        match result {
+            Ok(value) => values.push(value),
+            Err(more) => problems.extend(more),
+        }
+    }
+    problems.into_result().map(|()| values)
+}

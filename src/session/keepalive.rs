@@ -1,0 +1,76 @@
+//! What keeps an idle connection from being taken for dead, and finds out when it is.
+
+use std::time::{Duration, Instant};
+
+use crate::config;
+use crate::session::{Control, Opcode};
+
+/// The pings of one leg.
+#[derive(Debug)]
+pub(crate) struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
+    heard: Instant,
+    next_ping: Instant,
+    /// The ping that has not been answered: when it was sent.
+    asked: Option<Instant>,
+    nonce: u64,
+}
+
+/// What is due.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Beat {
+    /// Nothing.
+    Rest,
+    /// A ping.
+    Ping(Control),
+    /// The peer is gone.
+    Lost,
+}
+
+impl Keepalive {
+    pub(crate) fn new(config: config::Keepalive, nonce: u64, now: Instant) -> Self {
+        let config::Keepalive { interval, timeout } = config;
+        Keepalive { interval, timeout, heard: now, next_ping: now + interval, asked: None, nonce }
+    }
+
+    /// Bytes came.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// The time of the next [`Keepalive::beat`].
+    pub(crate) fn deadline(&self) -> Instant {
+        self.next_ping.min(self.heard + self.timeout)
+    }
+
+    /// What is due at this time.
+    pub(crate) fn beat(&mut self, now: Instant) -> Beat {
+        if now >= self.heard + self.timeout {
+            return Beat::Lost;
+        }
+        if now < self.next_ping {
+            return Beat::Rest;
+        }
+        self.next_ping = now + self.interval;
+        if self.asked.is_none() {
+            self.nonce = self.nonce.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            self.asked = Some(now);
+        }
+        Beat::Ping(Control::new(Opcode::Ping, &self.payload()))
+    }
+
+    /// The time from our ping to this pong; `None` when the pong answers somebody else's.
+    pub(crate) fn pong(&mut self, control: &Control, now: Instant) -> Option<Duration> {
+        if control.payload() != self.payload() {
+            return None;
+        }
+        // A ping is repeated with the same payload, so a late pong for the first one still counts once.
+        Some(self.asked.take().map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)))
+    }
+
+    /// Our pings carry a number that nobody else would choose.
+    fn payload(&self) -> [u8; 8] {
+        self.nonce.to_be_bytes()
+    }
+}

@@ -1,0 +1,84 @@
+//! The control server of the container: is it ready, and here are the STUN credentials.
+//!
+//! It is unauthenticated by NVCF's contract, so it belongs on a private address.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+use tokio::net::TcpListener;
+
+use crate::streaming::Shared;
+use crate::streaming::creds::{self, Creds};
+
+pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
+    let router = Router::new()
+        .route("/v1/streaming/ready", get(ready))
+        .route("/v1/streaming/startup", get(|| async { StatusCode::OK }))
+        .route("/v1/streaming/creds", post(creds))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(shared);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "The control server stopped.");
+    }
+}
+
+/// 200 while the container serves sessions, the present one included; 500 from the moment no further one will be.
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, Json<Value>) {
+    let n_sessions = shared.n_sessions.load(Ordering::Relaxed);
+    let is_ready = shared.is_ready();
+    shared.metrics.streaming.ready(is_ready);
+    let message = match (is_ready, n_sessions) {
+        (true, 0) => "Status: Ready for connection",
+        (true, _) => "Status: Streaming session active (keep alive)",
+        (false, _) if shared.is_over.load(Ordering::Relaxed) => "Streaming session ended (recycle instance)",
+        (false, _) => "STUN credentials not received",
+    };
+    let status = if is_ready { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    (status, Json(json!({ "statusMessage": message })))
+}
+
+/// Takes new credentials. Whatever is wrong with them, the old ones stay.
+async fn creds(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Body) -> Response {
+    let refuse = |status: StatusCode, message: String| {
+        shared.metrics.streaming.creds("refused");
+        tracing::warn!(status = status.as_u16(), message, "STUN credentials were refused.");
+        (status, Json(json!({ "success": false, "errorMessage": message }))).into_response()
+    };
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json".into());
+    }
+    let body = match Limited::new(body, creds::LARGEST).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("expected at most {} bytes", creds::LARGEST),
+            );
+        }
+        Err(_) => return refuse(StatusCode::BAD_REQUEST, "the body did not arrive whole".into()),
+    };
+    match Creds::parse(&body) {
+        Ok(creds) => {
+            tracing::info!(host = %creds.host, port = creds.port, "STUN credentials arrived.");
+            shared.metrics.streaming.creds("accepted");
+            shared.creds.send_replace(Some(creds));
+            shared.metrics.streaming.ready(shared.is_ready());
+            Json(json!({ "success": true, "errorMessage": null })).into_response()
+        }
+        Err(message) => refuse(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shared.metrics.render()).into_response()
+}

@@ -1,0 +1,209 @@
+//! Opens a port: an authenticated Binding from the media socket tells a STUN server that a session may come through it,
+//! and tells us under which address (RFC 8489; NVCF's streaming proxy).
+//!
+//! Which of STUN's two kinds of credentials the server wants is found out: short-term first; a 401 that names a realm
+//! asks for long-term ones.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rtc::crypto::{RTCCryptoProvider, default_provider};
+use rtc::stun::attributes::{ATTR_NONCE, ATTR_REALM, ATTR_USERNAME};
+use rtc::stun::error_code::ErrorCodeAttribute;
+use rtc::stun::fingerprint::FINGERPRINT;
+use rtc::stun::integrity::MessageIntegrity;
+use rtc::stun::message::{
+    BINDING_ERROR, BINDING_REQUEST, BINDING_SUCCESS, Getter, Message, Setter, TransactionId,
+};
+use rtc::stun::textattrs::TextAttribute;
+use rtc::stun::xoraddr::XorMappedAddress;
+use tokio::net::lookup_host;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::streaming::creds::Creds;
+use crate::streaming::mux::Mux;
+use crate::telemetry::Metrics;
+
+/// A mapping is refreshed well before a NAT forgets it.
+const REFRESH: Duration = Duration::from_secs(20);
+
+/// After a failure: the server may only be starting.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// First wait for an answer; it doubles with each request (RFC 8489 section 6.2.1).
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const REQUESTS: u32 = 5;
+
+#[derive(Debug, thiserror::Error)]
+enum StunError {
+    #[error("cannot resolve {0:?}")]
+    Resolve(String),
+    #[error("no answer")]
+    Silence,
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("the answer makes no sense: {0}")]
+    Garbage(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// How a request proves who sends it.
+enum Proof {
+    ShortTerm,
+    LongTerm { realm: String, nonce: String },
+}
+
+/// Keeps the mapping of the present credentials alive.
+pub(super) async fn run(
+    mux: Arc<Mux>,
+    mut creds: watch::Receiver<Option<Creds>>,
+    metrics: Metrics,
+    clock: Clock,
+) {
+    let provider = match default_provider() {
+        Ok(provider) => provider,
+        Err(error) => return tracing::error!(%error, "There is no crypto for STUN."),
+    };
+    loop {
+        let present = creds.borrow_and_update().clone();
+        let Some(present) = present else {
+            if creds.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let wait = match bind(&mux, &present, &*provider, &clock).await {
+            Ok(mapped) => {
+                metrics.streaming.stun("ok");
+                tracing::debug!(%mapped, "The STUN server has opened a port.");
+                mux.set_mapped(Some(mapped));
+                REFRESH
+            }
+            Err(error) => {
+                metrics.streaming.stun("failed");
+                tracing::warn!(server = %format!("{}:{}", present.host, present.port), %error, "The STUN server opened no port.");
+                mux.set_mapped(None);
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = clock.sleep(wait) => {}
+            changed = creds.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn bind(
+    mux: &Mux,
+    creds: &Creds,
+    provider: &dyn RTCCryptoProvider,
+    clock: &Clock,
+) -> Result<SocketAddr, StunError> {
+    let wants_v4 = mux.address().is_ipv4();
+    let mut addresses = lookup_host((creds.host.as_str(), creds.port))
+        .await
+        .map_err(|_| StunError::Resolve(creds.host.clone()))?;
+    let server = addresses
+        .find(|it| it.is_ipv4() == wants_v4)
+        .ok_or_else(|| StunError::Resolve(creds.host.clone()))?;
+    let mut answers = mux.listen_to_stun(server);
+    let mut proof = Proof::ShortTerm;
+    for _ in 0..2 {
+        let (id, request) = request(creds, &proof, provider)?;
+        let answer = ask(mux, server, &request, id, &mut answers, clock).await?;
+        if answer.typ == BINDING_SUCCESS {
+            let mut mapped = XorMappedAddress::default();
+            mapped.get_from(&answer).map_err(|it| StunError::Garbage(it.to_string()))?;
+            return Ok(SocketAddr::new(mapped.ip, mapped.port));
+        }
+        let realm = TextAttribute::get_from_as(&answer, ATTR_REALM);
+        let nonce = TextAttribute::get_from_as(&answer, ATTR_NONCE);
+        proof = match (proof, realm, nonce) {
+            (Proof::ShortTerm, Ok(realm), Ok(nonce)) => {
+                Proof::LongTerm { realm: realm.text, nonce: nonce.text }
+            }
+            _ => {
+                let mut code = ErrorCodeAttribute::default();
+                let what = match code.get_from(&answer) {
+                    Ok(()) => code.to_string(),
+                    Err(_) => "without a code".into(),
+                };
+                return Err(StunError::Refused(what));
+            }
+        };
+    }
+    Err(StunError::Refused("the second proof too".into()))
+}
+
+fn request(
+    creds: &Creds,
+    proof: &Proof,
+    provider: &dyn RTCCryptoProvider,
+) -> Result<(TransactionId, Vec<u8>), StunError> {
+    let wrong = |it: rtc::shared::error::Error| StunError::Garbage(it.to_string());
+    let password = creds.password.expose().to_owned();
+    let mut setters: Vec<Box<dyn Setter + '_>> = vec![
+        Box::new(TransactionId::new()),
+        Box::new(BINDING_REQUEST),
+        Box::new(TextAttribute::new(ATTR_USERNAME, creds.username.clone())),
+    ];
+    let integrity = match proof {
+        Proof::ShortTerm => {
+            MessageIntegrity::new_short_term_integrity_with_provider(password, provider.crypto())
+        }
+        Proof::LongTerm { realm, nonce } => {
+            setters.push(Box::new(TextAttribute::new(ATTR_REALM, realm.clone())));
+            setters.push(Box::new(TextAttribute::new(ATTR_NONCE, nonce.clone())));
+            let (username, realm) = (creds.username.clone(), realm.clone());
+            MessageIntegrity::new_long_term_integrity_with_provider(
+                username,
+                realm,
+                password,
+                provider.crypto(),
+            )
+            .map_err(wrong)?
+        }
+    };
+    setters.push(Box::new(integrity));
+    setters.push(Box::new(FINGERPRINT));
+    let mut message = Message::new();
+    message.build(&setters).map_err(wrong)?;
+    Ok((message.transaction_id, message.raw))
+}
+
+/// Sends a request until it is answered.
+async fn ask(
+    mux: &Mux,
+    server: SocketAddr,
+    request: &[u8],
+    id: TransactionId,
+    answers: &mut mpsc::Receiver<Bytes>,
+    clock: &Clock,
+) -> Result<Message, StunError> {
+    let mut wait = FIRST_WAIT;
+    for _ in 0..REQUESTS {
+        mux.send_to(request, server).await?;
+        let answer = async {
+            while let Some(bytes) = answers.recv().await {
+                let mut message = Message::new();
+                let is_whole = message.unmarshal_binary(&bytes).is_ok();
+                if is_whole
+                    && message.transaction_id == id
+                    && matches!(message.typ, BINDING_SUCCESS | BINDING_ERROR)
+                {
+                    return Some(message);
+                }
+            }
+            None
+        };
+        if let Some(Some(answer)) = clock.timeout(wait, answer).await {
+            return Ok(answer);
+        }
+        wait *= 2;
+    }
+    Err(StunError::Silence)
+}

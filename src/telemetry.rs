@@ -1,0 +1,11 @@
+//! What operators see: metrics, the access log, the log, the admin endpoints.
+
+mod access_log;
+mod admin;
+mod log;
+mod metrics;
+
+pub(crate) use access_log::{AccessLog, Line};
+pub(crate) use admin::Admin;
+pub(crate) use log::install as install_log;
+pub(crate) use metrics::{Metrics, Plugins};

@@ -1,0 +1,468 @@
+//! The metrics. Their names are a promise; every label has few values, and a session's id is never one.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::clock::Clock;
+use crate::policy::{Outcome, Phase, Watch};
+use crate::session::Leg;
+
+/// All metrics of one process (or of one test). Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    sessions: IntGaugeVec,
+    session_starts: IntCounterVec,
+    session_ends: IntCounterVec,
+    session_seconds: Histogram,
+    session_setup: HistogramVec,
+    pings: [IntCounter; 2],
+    pongs: [IntCounter; 2],
+    rtt: [Histogram; 2],
+    lost: [IntCounter; 2],
+    relay_bytes: [IntCounter; 2],
+    relay_frames: [[IntCounter; 2]; 2],
+    requests: IntCounterVec,
+    rejections: IntCounterVec,
+    upstream: HistogramVec,
+    plugin_seconds: HistogramVec,
+    plugin_decisions: IntCounterVec,
+    plugin_errors: IntCounterVec,
+    lua_memory: IntGaugeVec,
+    connections: IntGauge,
+    connections_refused: IntCounter,
+    access_lines_dropped: IntCounter,
+    pub(crate) streaming: Streaming,
+}
+
+/// Metrics of the streaming server.
+#[derive(Clone)]
+pub(crate) struct Streaming {
+    sessions: IntGaugeVec,
+    results: IntCounterVec,
+    seconds: Histogram,
+    setup: HistogramVec,
+    rtp_packets: IntCounter,
+    rtp_bytes: IntCounter,
+    dropped: IntCounterVec,
+    plis: IntCounter,
+    datagrams: IntCounterVec,
+    creds: IntCounterVec,
+    stun: IntCounterVec,
+    ready: IntGauge,
+    nvcf_seconds: Histogram,
+}
+
+// From a loopback hop to NVCF's own patience of 30 s and a bit.
+const SETUP: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 35.0];
+// A plugin without I/O takes microseconds.
+const PLUGIN: &[f64] = &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, 1e-1, 1.0];
+// From a failed sign-in to a working day; the steps of NVCF's own proxy.
+const LIFE: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0];
+
+impl Metrics {
+    /// Metrics that start at zero.
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let legs = |it: IntCounterVec| Leg::BOTH.map(|leg| it.with_label_values(&[leg.name()]));
+        let directions = |it: IntCounterVec| {
+            ["to_upstream", "to_browser"].map(|direction| it.with_label_values(&[direction]))
+        };
+        let frames = counters(
+            r,
+            "streamgate_relay_frames_total",
+            "WebSocket frames passed on.",
+            &["direction", "kind"],
+        );
+        let rtt =
+            histograms(r, "streamgate_keepalive_rtt_seconds", "From a ping to its pong.", &["leg"], SETUP);
+        let metrics = Metrics {
+            sessions: gauges(r, "streamgate_sessions", "Sessions by state.", &["state"]),
+            session_starts: counters(
+                r,
+                "streamgate_session_starts_total",
+                "WebSocket requests by what became of them.",
+                &["result"],
+            ),
+            session_ends: counters(
+                r,
+                "streamgate_session_ends_total",
+                "Sessions that ended, by reason.",
+                &["reason"],
+            ),
+            session_seconds: histogram(r, "streamgate_session_seconds", "Length of sessions.", LIFE),
+            session_setup: histograms(
+                r,
+                "streamgate_session_setup_seconds",
+                "Time of each stage from a WebSocket request to its 101.",
+                &["stage"],
+                SETUP,
+            ),
+            pings: legs(counters(
+                r,
+                "streamgate_keepalive_pings_total",
+                "Pings sent to keep a leg alive.",
+                &["leg"],
+            )),
+            pongs: legs(counters(
+                r,
+                "streamgate_keepalive_pongs_total",
+                "Pongs that answered them.",
+                &["leg"],
+            )),
+            rtt: Leg::BOTH.map(|leg| rtt.with_label_values(&[leg.name()])),
+            lost: legs(counters(
+                r,
+                "streamgate_keepalive_lost_total",
+                "Legs given up because nothing came from them.",
+                &["leg"],
+            )),
+            relay_bytes: directions(counters(
+                r,
+                "streamgate_relay_bytes_total",
+                "Bytes of WebSocket frames passed on.",
+                &["direction"],
+            )),
+            relay_frames: ["to_upstream", "to_browser"].map(|direction| {
+                ["data", "control"].map(|kind| frames.with_label_values(&[direction, kind]))
+            }),
+            requests: counters(
+                r,
+                "streamgate_requests_total",
+                "Requests by route and status.",
+                &["route", "status"],
+            ),
+            rejections: counters(
+                r,
+                "streamgate_rejections_total",
+                "Requests that were not served, by code.",
+                &["code"],
+            ),
+            upstream: histograms(
+                r,
+                "streamgate_upstream_seconds",
+                "Time of each stage of an upstream connection.",
+                &["stage"],
+                SETUP,
+            ),
+            plugin_seconds: histograms(
+                r,
+                "streamgate_plugin_seconds",
+                "Time of plugin calls.",
+                &["plugin", "phase"],
+                PLUGIN,
+            ),
+            plugin_decisions: counters(
+                r,
+                "streamgate_plugin_decisions_total",
+                "What plugins decided.",
+                &["plugin", "phase", "decision"],
+            ),
+            plugin_errors: counters(
+                r,
+                "streamgate_plugin_errors_total",
+                "Plugin calls that failed, by kind.",
+                &["plugin", "phase", "kind"],
+            ),
+            lua_memory: gauges(r, "streamgate_lua_memory_bytes", "Memory of a worker's Lua VM.", &["worker"]),
+            connections: gauge(r, "streamgate_connections", "Browser connections."),
+            connections_refused: counter(
+                r,
+                "streamgate_connections_refused_total",
+                "Browser connections closed at once because there were too many.",
+            ),
+            access_lines_dropped: counter(
+                r,
+                "streamgate_access_lines_dropped_total",
+                "Lines of the access log lost because its reader was too slow.",
+            ),
+            streaming: Streaming::new(r),
+            registry,
+        };
+        gauges(&metrics.registry, "streamgate_build_info", "1, with the version as a label.", &["version"])
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        metrics.sessions.with_label_values(&["attached"]).set(0);
+        metrics
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub(crate) fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("memory takes every write");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    pub(crate) fn session_start(&self, result: &str) {
+        self.session_starts.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn session_attached(&self, change: i64) {
+        self.sessions.with_label_values(&["attached"]).add(change);
+    }
+
+    pub(crate) fn session_end(&self, reason: &str, length: Duration) {
+        self.session_ends.with_label_values(&[reason]).inc();
+        self.session_seconds.observe(length.as_secs_f64());
+    }
+
+    pub(crate) fn session_setup(&self, stage: &str, took: Duration) {
+        self.session_setup.with_label_values(&[stage]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn ping(&self, leg: Leg) {
+        self.pings[leg as usize].inc();
+    }
+
+    pub(crate) fn pong(&self, leg: Leg, rtt: Duration) {
+        self.pongs[leg as usize].inc();
+        self.rtt[leg as usize].observe(rtt.as_secs_f64());
+    }
+
+    pub(crate) fn leg_lost(&self, leg: Leg) {
+        self.lost[leg as usize].inc();
+    }
+
+    /// Counts what came from a leg and was passed on to the other.
+    pub(crate) fn relayed(&self, from: Leg, bytes: u64, data_frames: u64, control_frames: u64) {
+        self.relay_bytes[from as usize].inc_by(bytes);
+        self.relay_frames[from as usize][0].inc_by(data_frames);
+        self.relay_frames[from as usize][1].inc_by(control_frames);
+    }
+
+    pub(crate) fn request(&self, route: &str, status: u16) {
+        self.requests.with_label_values(&[route, status.to_string().as_str()]).inc();
+    }
+
+    pub(crate) fn rejection(&self, code: &str) {
+        self.rejections.with_label_values(&[code]).inc();
+    }
+
+    pub(crate) fn upstream(&self, stage: &str, took: Duration) {
+        self.upstream.with_label_values(&[stage]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn lua_memory(&self, worker: usize, bytes: usize) {
+        self.lua_memory
+            .with_label_values(&[worker.to_string().as_str()])
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn connection(&self, change: i64) {
+        self.connections.add(change);
+    }
+
+    pub(crate) fn connection_refused(&self) {
+        self.connections_refused.inc();
+    }
+
+    pub(crate) fn access_line_dropped(&self) {
+        self.access_lines_dropped.inc();
+    }
+}
+
+impl Streaming {
+    fn new(r: &Registry) -> Self {
+        Streaming {
+            sessions: gauges(
+                r,
+                "streamgate_streaming_sessions",
+                "Sessions of the streaming server by state.",
+                &["state"],
+            ),
+            results: counters(
+                r,
+                "streamgate_streaming_sessions_total",
+                "Sessions of the streaming server by result.",
+                &["result"],
+            ),
+            seconds: histogram(
+                r,
+                "streamgate_streaming_session_duration_seconds",
+                "Length of streaming sessions.",
+                LIFE,
+            ),
+            setup: histograms(
+                r,
+                "streamgate_streaming_session_setup_seconds",
+                "From the signalling WebSocket to each step of the media path.",
+                &["phase"],
+                SETUP,
+            ),
+            rtp_packets: counter(r, "streamgate_streaming_rtp_packets_sent_total", "RTP packets sent."),
+            rtp_bytes: counter(r, "streamgate_streaming_bytes_sent_total", "Bytes of RTP payload sent."),
+            dropped: counters(
+                r,
+                "streamgate_streaming_rtp_dropped_total",
+                "RTP packets not sent, by reason.",
+                &["reason"],
+            ),
+            plis: counter(r, "streamgate_streaming_pli_total", "Requests for a keyframe."),
+            datagrams: counters(
+                r,
+                "streamgate_streaming_mux_datagrams_total",
+                "Datagrams received on the media port, by kind.",
+                &["kind"],
+            ),
+            creds: counters(
+                r,
+                "streamgate_streaming_creds_updates_total",
+                "STUN credentials posted, by result.",
+                &["result"],
+            ),
+            stun: counters(
+                r,
+                "streamgate_streaming_stun_binding_total",
+                "Bindings asked of the STUN server, by result.",
+                &["result"],
+            ),
+            ready: gauge(
+                r,
+                "nvcf_worker_service_stream_streaming_app_ready",
+                "1 when the streaming server is ready (NVIDIA's name).",
+            ),
+            nvcf_seconds: histogram(
+                r,
+                "nvcf_worker_service_stream_session_duration_seconds",
+                "Length of streaming sessions (NVIDIA's name).",
+                LIFE,
+            ),
+        }
+    }
+
+    pub(crate) fn session(&self, state: &str, change: i64) {
+        self.sessions.with_label_values(&[state]).add(change);
+    }
+
+    pub(crate) fn ended(&self, result: &str, length: Duration) {
+        self.results.with_label_values(&[result]).inc();
+        self.seconds.observe(length.as_secs_f64());
+        self.nvcf_seconds.observe(length.as_secs_f64());
+    }
+
+    pub(crate) fn setup(&self, phase: &str, took: Duration) {
+        self.setup.with_label_values(&[phase]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn rtp_sent(&self, packets: u64, bytes: u64) {
+        self.rtp_packets.inc_by(packets);
+        self.rtp_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn rtp_dropped(&self, reason: &str, packets: u64) {
+        self.dropped.with_label_values(&[reason]).inc_by(packets);
+    }
+
+    pub(crate) fn pli(&self) {
+        self.plis.inc();
+    }
+
+    pub(crate) fn datagrams(&self, kind: &str) -> IntCounter {
+        self.datagrams.with_label_values(&[kind])
+    }
+
+    pub(crate) fn creds(&self, result: &str) {
+        self.creds.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn stun(&self, result: &str) {
+        self.stun.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn ready(&self, is_ready: bool) {
+        self.ready.set(i64::from(is_ready));
+    }
+}
+
+/// Times and counts the plugin calls of one worker.
+pub(crate) struct Plugins {
+    metrics: Metrics,
+    clock: Clock,
+    /// Looking a child up by its labels costs more than many a plugin call, so each worker keeps its own.
+    known: RefCell<HashMap<String, [Option<PluginMeters>; Phase::ALL.len()]>>,
+}
+
+struct PluginMeters {
+    seconds: Histogram,
+    continued: IntCounter,
+}
+
+impl Plugins {
+    pub(crate) fn new(metrics: &Metrics, clock: &Clock) -> Self {
+        Plugins { metrics: metrics.clone(), clock: clock.clone(), known: RefCell::default() }
+    }
+}
+
+impl Watch for Plugins {
+    type Started = Instant;
+
+    fn before(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn after(&self, plugin: &str, phase: Phase, started: Instant, outcome: Outcome<'_>) {
+        let took = (self.clock.now() - started).as_secs_f64();
+        let mut known = self.known.borrow_mut();
+        if !known.contains_key(plugin) {
+            known.insert(plugin.to_owned(), Default::default());
+        }
+        let meters = known.get_mut(plugin).expect("it was just inserted");
+        let meters = meters[phase as usize].get_or_insert_with(|| PluginMeters {
+            seconds: self.metrics.plugin_seconds.with_label_values(&[plugin, phase.name()]),
+            continued: self.metrics.plugin_decisions.with_label_values(&[
+                plugin,
+                phase.name(),
+                Outcome::Continue.name(),
+            ]),
+        });
+        meters.seconds.observe(took);
+        match outcome {
+            Outcome::Continue => meters.continued.inc(),
+            other => {
+                self.metrics.plugin_decisions.with_label_values(&[plugin, phase.name(), other.name()]).inc()
+            }
+        }
+        if let Outcome::Failed(failure) = outcome {
+            self.metrics.plugin_errors.with_label_values(&[plugin, phase.name(), failure.kind.name()]).inc();
+        }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: Result<C, prometheus::Error>) -> C {
+    let metric = metric.expect("the name and the labels of a metric are well formed");
+    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+    metric
+}
+
+fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
+    register(r, IntCounter::new(name, help))
+}
+
+fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(r, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
+    register(r, IntGauge::new(name, help))
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(r, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+}
+
+fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+    register(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+}
