@@ -46,6 +46,11 @@ impl Clock {
         Clock(Kind::Paused { start, start_wall, elapsed: watch::Sender::new(Duration::ZERO) })
     }
 
+    /// Whether it stands still until [`Clock::advance`].
+    pub fn is_paused(&self) -> bool {
+        matches!(self.0, Kind::Paused { .. })
+    }
+
     /// Monotonic time, for durations and deadlines.
     #[allow(clippy::disallowed_methods)] // the one place that may read it
     pub fn now(&self) -> Instant {

@@ -165,12 +165,19 @@ impl Shared {
         }
     }
 
-    /// A session has ended.
+    /// A session has ended: with it, perhaps, what the container is for.
     fn session_ended(&self) {
+        if self.config.exit_after_session {
+            self.is_over.store(true, Ordering::Relaxed);
+            self.metrics.streaming.ready(false);
+        }
+    }
+
+    /// A session's connection is gone too.
+    fn place_is_free(&self) {
         self.n_sessions.fetch_sub(1, Ordering::Relaxed);
         self.metrics.streaming.session("active", -1);
-        if self.config.exit_after_session && !self.is_over.swap(true, Ordering::Relaxed) {
-            self.metrics.streaming.ready(false);
+        if self.is_over.load(Ordering::Relaxed) {
             self.finished.notify_one();
         }
     }

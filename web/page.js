@@ -65,7 +65,7 @@ function change({ state, problem }) {
   $("state").dataset.state = state;
   $("state").textContent = problem?.title ?? STATES[state];
   $("cut").disabled = $("end").disabled = !["waiting", "negotiating", "streaming"].includes(state);
-  step = { connecting: 0, waiting: 1, negotiating: 2, streaming: 3 }[state] ?? step;
+  step = { connecting: 0, waiting: 1, negotiating: 2, streaming: 3, ended: 0 }[state] ?? STEPS.indexOf(problem.step);
   if (COVERS[state]) cover({ title: COVERS[state], busy: true });
   if (state === "streaming") {
     log("The session is up; waiting for the first picture.", "good");
@@ -77,14 +77,12 @@ function change({ state, problem }) {
     for (const id of ["rtt", "fps", "bitrate", "echo-time"]) $(id).textContent = "–";
   }
   if (state === "ended") {
-    step = 0;
     log("The session has ended.");
     cover({ title: "The session has ended", text: "Nothing runs any more.", again: true });
   }
   if (state === "failed") {
     const asks = problem.code.startsWith("auth.") || problem.code === "bad_token";
     log(`${problem.title}. ${problem.text}`, "bad");
-    if (problem.reason && problem.reason !== problem.text) log(`The other side says: ${problem.reason}`);
     cover({ title: problem.title, text: problem.text, form: asks, again: !asks });
     if (asks) $("token").focus();
   }

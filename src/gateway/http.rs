@@ -153,8 +153,10 @@ async fn peer(shared: &Shared, key: u64) -> Result<HttpPeer, crate::gateway::ups
     peer.options.read_timeout = Some(config.handshake_timeout);
     peer.options.write_timeout = Some(BODY_TIMEOUT);
     (peer.group_key, peer.options.idle_timeout) = match config.pool {
-        // A key that no other request has: the connection is never found again, and closed at once.
-        Pool::Never => (shared.next_key.fetch_add(1, Ordering::Relaxed) as u64, Some(Duration::ZERO)),
+        // A key that no other request has: the connection is never found again. (Pingora's timer wants more than zero.)
+        Pool::Never => {
+            (shared.next_key.fetch_add(1, Ordering::Relaxed) as u64, Some(Duration::from_millis(1)))
+        }
         Pool::PerClient => (key, Some(POOLED)),
         Pool::Shared => (0, Some(POOLED)),
     };

@@ -310,7 +310,11 @@ impl SchemaReader<'_> {
 
     fn phases(&mut self, table: &Table) -> Phases {
         let mut phases = Vec::new();
-        for name in self.texts(table, "phases") {
+        let names = self.texts(table, "phases");
+        if names.is_empty() {
+            self.problem("phases", "missing: in which phases does the plugin want to be asked?");
+        }
+        for name in names {
             match Phase::find(&name) {
                 Some(phase) => phases.push(phase),
                 None => {
@@ -318,9 +322,6 @@ impl SchemaReader<'_> {
                     self.problem("phases", format!("unknown phase {name:?}; there are {}", known.join(", ")));
                 }
             }
-        }
-        if phases.is_empty() {
-            self.problem("phases", "missing: in which phases does the plugin want to be asked?");
         }
         phases.into_iter().collect()
     }
@@ -452,8 +453,12 @@ impl SchemaReader<'_> {
     /// The first line of the schema that sets `key`, or the file as a whole.
     fn place(&self, key: &str) -> Place {
         let sets = |line: &str| {
-            let rest = line.trim_start().trim_start_matches(['[', '"', '\'']).strip_prefix(key);
-            rest.is_some_and(|it| it.trim_start_matches(['"', '\'', ']']).trim_start().starts_with('='))
+            line.match_indices(key).any(|(at, _)| {
+                let is_part = |it: char| it.is_alphanumeric() || it == '_';
+                let before = line[..at].chars().next_back();
+                let after = line[at + key.len()..].trim_start_matches(['"', '\'', ']']).trim_start();
+                !before.is_some_and(is_part) && after.starts_with('=')
+            })
         };
         let line = self.text.lines().position(sets).map_or(0, |it| it + 1);
         Place::File { path: Arc::clone(&self.path), line, column: 0 }

@@ -36,7 +36,6 @@ pub(crate) struct Mux {
     stun: Mutex<Option<(SocketAddr, mpsc::Sender<Bytes>)>>,
     metrics: Metrics,
     clock: Clock,
-    dropped: AtomicU64,
 }
 
 #[derive(Default)]
@@ -125,7 +124,6 @@ impl Mux {
             stun: Mutex::default(),
             metrics: metrics.clone(),
             clock: clock.clone(),
-            dropped: AtomicU64::new(0),
         }))
     }
 
@@ -315,7 +313,6 @@ impl AsyncUdpSocket for Handle {
         match mux.socket.try_send_to(transmit.contents, transmit.destination) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                mux.dropped.fetch_add(1, Ordering::Relaxed);
                 mux.metrics.streaming.rtp_dropped("wouldblock", 1);
             }
             Err(error) => {

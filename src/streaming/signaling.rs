@@ -128,7 +128,7 @@ struct Place(Arc<Shared>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.session_ended();
+        self.0.place_is_free();
     }
 }
 
@@ -149,6 +149,7 @@ async fn serve(shared: &Arc<Shared>, mut socket: WebSocket) {
             Ending::Failed
         }
     };
+    shared.session_ended();
     let (label, code, reason) = ending.parts();
     let took = shared.clock.now() - started;
     shared.metrics.streaming.ended(label, took);
@@ -156,8 +157,8 @@ async fn serve(shared: &Arc<Shared>, mut socket: WebSocket) {
     if !matches!(ending, Ending::ClosedByBrowser | Ending::Lost) {
         let bye = json!({ "type": "bye", "code": label, "reason": reason });
         drop(socket.send(Frame::Text(bye.to_string().into())).await);
-        drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: label.into() }))).await);
     }
+    drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: label.into() }))).await);
     // The browser's own Close, so that neither side is left with a connection that was cut.
     let answer = async { while let Some(Ok(_)) = socket.recv().await {} };
     shared.clock.timeout(Duration::from_secs(1), answer).await;

@@ -1,8 +1,9 @@
 //! Opens a port: an authenticated Binding from the media socket tells a STUN server that a session may come through it,
 //! and tells us under which address (RFC 8489; NVCF's streaming proxy).
 //!
-//! Which of STUN's two kinds of credentials the server wants is found out: short-term first; a 401 that names a realm
-//! asks for long-term ones.
+//! Which of STUN's two kinds of credentials the server wants is found out: short-term ones first; whoever refuses them is
+//! asked without any, and a 401 that names a realm asks for long-term ones (RFC 8489 section 9.2.4: a server of that
+//! kind answers 400 to short-term ones).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rtc::crypto::{RTCCryptoProvider, default_provider};
 use rtc::stun::attributes::{ATTR_NONCE, ATTR_REALM, ATTR_USERNAME};
-use rtc::stun::error_code::ErrorCodeAttribute;
+use rtc::stun::error_code::{CODE_STALE_NONCE, ErrorCodeAttribute};
 use rtc::stun::fingerprint::FINGERPRINT;
 use rtc::stun::integrity::MessageIntegrity;
 use rtc::stun::message::{
@@ -51,9 +52,13 @@ enum StunError {
     Io(#[from] std::io::Error),
 }
 
+/// Short-term, none, long-term, long-term with a fresh nonce.
+const MOST_PROOFS: u32 = 4;
+
 /// How a request proves who sends it.
 enum Proof {
     ShortTerm,
+    Nothing,
     LongTerm { realm: String, nonce: String },
 }
 
@@ -112,7 +117,7 @@ async fn bind(
         .ok_or_else(|| StunError::Resolve(creds.host.clone()))?;
     let mut answers = mux.listen_to_stun(server);
     let mut proof = Proof::ShortTerm;
-    for _ in 0..2 {
+    for _ in 0..MOST_PROOFS {
         let (id, request) = request(creds, &proof, provider)?;
         let answer = ask(mux, server, &request, id, &mut answers, clock).await?;
         if answer.typ == BINDING_SUCCESS {
@@ -120,23 +125,19 @@ async fn bind(
             mapped.get_from(&answer).map_err(|it| StunError::Garbage(it.to_string()))?;
             return Ok(SocketAddr::new(mapped.ip, mapped.port));
         }
+        let mut code = ErrorCodeAttribute::default();
+        code.get_from(&answer).map_err(|it| StunError::Garbage(it.to_string()))?;
         let realm = TextAttribute::get_from_as(&answer, ATTR_REALM);
         let nonce = TextAttribute::get_from_as(&answer, ATTR_NONCE);
+        let is_stale = code.code == CODE_STALE_NONCE;
         proof = match (proof, realm, nonce) {
-            (Proof::ShortTerm, Ok(realm), Ok(nonce)) => {
-                Proof::LongTerm { realm: realm.text, nonce: nonce.text }
-            }
-            _ => {
-                let mut code = ErrorCodeAttribute::default();
-                let what = match code.get_from(&answer) {
-                    Ok(()) => code.to_string(),
-                    Err(_) => "without a code".into(),
-                };
-                return Err(StunError::Refused(what));
-            }
+            (Proof::LongTerm { .. }, _, _) if !is_stale => return Err(StunError::Refused(code.to_string())),
+            (_, Ok(realm), Ok(nonce)) => Proof::LongTerm { realm: realm.text, nonce: nonce.text },
+            (Proof::ShortTerm, _, _) => Proof::Nothing,
+            _ => return Err(StunError::Refused(code.to_string())),
         };
     }
-    Err(StunError::Refused("the second proof too".into()))
+    Err(StunError::Refused("each proof in turn".into()))
 }
 
 fn request(
@@ -146,29 +147,26 @@ fn request(
 ) -> Result<(TransactionId, Vec<u8>), StunError> {
     let wrong = |it: rtc::shared::error::Error| StunError::Garbage(it.to_string());
     let password = creds.password.expose().to_owned();
-    let mut setters: Vec<Box<dyn Setter + '_>> = vec![
-        Box::new(TransactionId::new()),
-        Box::new(BINDING_REQUEST),
-        Box::new(TextAttribute::new(ATTR_USERNAME, creds.username.clone())),
-    ];
-    let integrity = match proof {
+    let mut setters: Vec<Box<dyn Setter + '_>> =
+        vec![Box::new(TransactionId::new()), Box::new(BINDING_REQUEST)];
+    let username = || Box::new(TextAttribute::new(ATTR_USERNAME, creds.username.clone()));
+    match proof {
+        Proof::Nothing => {}
         Proof::ShortTerm => {
-            MessageIntegrity::new_short_term_integrity_with_provider(password, provider.crypto())
+            setters.push(username());
+            let provider = provider.crypto();
+            setters.push(Box::new(MessageIntegrity::new_short_term_integrity_with_provider(password, provider)));
         }
         Proof::LongTerm { realm, nonce } => {
+            setters.push(username());
             setters.push(Box::new(TextAttribute::new(ATTR_REALM, realm.clone())));
             setters.push(Box::new(TextAttribute::new(ATTR_NONCE, nonce.clone())));
-            let (username, realm) = (creds.username.clone(), realm.clone());
-            MessageIntegrity::new_long_term_integrity_with_provider(
-                username,
-                realm,
-                password,
-                provider.crypto(),
-            )
-            .map_err(wrong)?
+            let (name, realm, provider) = (creds.username.clone(), realm.clone(), provider.crypto());
+            let integrity =
+                MessageIntegrity::new_long_term_integrity_with_provider(name, realm, password, provider);
+            setters.push(Box::new(integrity.map_err(wrong)?));
         }
-    };
-    setters.push(Box::new(integrity));
+    }
     setters.push(Box::new(FINGERPRINT));
     let mut message = Message::new();
     message.build(&setters).map_err(wrong)?;

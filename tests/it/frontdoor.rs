@@ -1,0 +1,534 @@
+//! The local front door against NVCF's contract. Names `F…` are the numbers of the conformance list.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use streamgate::clock::Clock;
+use streamgate::config::{Env, Role, Sources};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::raw::from_browser;
+use crate::support::upstream::{Act, header};
+use crate::support::{Answer, Client, Folder, Gateway, Upstream, gateway, soon};
+
+const ACCESS: &str = "the-key-of-the-account";
+
+/// A front door.
+struct Door {
+    running: Gateway,
+}
+
+/// The container of a function: a control server, and whatever serves its inference port.
+struct Container {
+    control: u16,
+    inference: u16,
+    is_ready: Arc<AtomicBool>,
+    creds: Arc<Mutex<Vec<String>>>,
+}
+
+impl Door {
+    async fn start(lines: &str) -> Door {
+        Door::on(lines, Clock::system()).await
+    }
+
+    async fn on(lines: &str, clock: Clock) -> Door {
+        let file = format!("[frontdoor]\naddress = \"127.0.0.1:0\"\n{lines}\n");
+        let config = Sources::new(Env::default())
+            .with_file("door.toml", file)
+            .resolve(Role::FrontDoor)
+            .expect("valid");
+        let running = gateway::run(move || config, clock, Folder::new()).await.expect("it starts");
+        Door { running }
+    }
+
+    async fn connect(&self) -> Client {
+        Client::connect(self.running.addresses.frontdoor.expect("it is one")).await
+    }
+
+    async fn api(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut client = self.connect().await;
+        let headers = [
+            ("Authorization", &*format!("Bearer {ACCESS}")),
+            ("Content-Type", "application/json"),
+            ("Host", "api.local"),
+        ];
+        client.request(method, path, &headers[..2], body.as_bytes()).await;
+        client.answer_to(method).await
+    }
+
+    /// A function, not deployed: its id and its version's.
+    async fn create(&self, kind: &str, container: &Container) -> (String, String) {
+        let body = json!({
+            "name": "my-stream", "inferenceUrl": "/sign_in", "inferencePort": container.inference, "functionType": kind,
+            "health": { "protocol": "HTTP", "uri": "/v1/streaming/ready", "port": container.control, "timeout": "PT10S", "expectedStatusCode": 200 },
+            "containerImage": "registry.example/stream:1", "apiBodyFormat": "CUSTOM",
+        });
+        let created = self.api("POST", "/v2/nvcf/functions", &body.to_string()).await;
+        assert_eq!(created.status, 200, "{}", created.text());
+        let created: Value = serde_json::from_slice(&created.body).expect("JSON");
+        assert_eq!(created["function"]["status"], "INACTIVE");
+        let text = |it: &Value| it.as_str().expect("an id").to_owned();
+        (text(&created["function"]["id"]), text(&created["function"]["versionId"]))
+    }
+
+    async fn status(&self, function: &str, version: &str) -> String {
+        let answer = self.api("GET", &format!("/v2/nvcf/functions/{function}/versions/{version}"), "").await;
+        let json: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        json["function"]["status"].as_str().unwrap_or_default().to_owned()
+    }
+
+    async fn until_status(&self, function: &str, version: &str, expected: &str) {
+        let waits = async { while self.status(function, version).await != expected {} };
+        soon(expected, waits).await;
+    }
+
+    async fn deploy(&self, function: &str, version: &str, specification: Value) -> Answer {
+        let body = json!({ "deploymentSpecifications": [specification] });
+        self.api(
+            "POST",
+            &format!("/v2/nvcf/deployments/functions/{function}/versions/{version}"),
+            &body.to_string(),
+        )
+        .await
+    }
+
+    /// A function at work.
+    async fn function(&self, container: &Container) -> String {
+        let (function, version) = self.create("STREAMING", container).await;
+        self.deploy(&function, &version, json!({ "gpu": "L40", "maxRequestConcurrency": 8 })).await;
+        self.until_status(&function, &version, "ACTIVE").await;
+        function
+    }
+
+    async fn ask(&self, method: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut client = self.connect().await;
+        client.request(method, "/sign_in?peer_id=1", headers, b"").await;
+        client.answer_to(method).await
+    }
+}
+
+impl Container {
+    /// A container whose inference port is `upstream`'s.
+    async fn before(upstream: &Upstream) -> Container {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let control = listener.local_addr().expect("an address").port();
+        let (is_ready, creds) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
+        let (ready, posted) = (Arc::clone(&is_ready), Arc::clone(&creds));
+        tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                let (ready, posted) = (Arc::clone(&ready), Arc::clone(&posted));
+                tokio::spawn(async move {
+                    let mut text = String::new();
+                    let mut buf = [0; 4096];
+                    loop {
+                        let Ok(n @ 1..) = tcp.read(&mut buf).await else { return };
+                        text += &String::from_utf8_lossy(&buf[..n]);
+                        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                        let length =
+                            header(head, "content-length").and_then(|it| it.parse().ok()).unwrap_or(0);
+                        if body.len() >= length {
+                            break;
+                        }
+                    }
+                    let status = match text.starts_with("POST /v1/streaming/creds") {
+                        true => {
+                            posted
+                                .lock()
+                                .expect("not poisoned")
+                                .push(text.split_once("\r\n\r\n").expect("a body").1.to_owned());
+                            "200 OK"
+                        }
+                        false if ready.load(Ordering::Relaxed) => "200 OK",
+                        false => "500 Internal Server Error",
+                    };
+                    drop(
+                        tcp.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes())
+                            .await,
+                    );
+                });
+            }
+        });
+        Container { control, inference: upstream.address.port(), is_ready, creds }
+    }
+}
+
+fn bearer() -> (&'static str, String) {
+    ("Authorization", format!("Bearer {ACCESS}"))
+}
+
+#[tokio::test]
+async fn the_seeds_request_creates_a_function_once_its_stray_brace_is_gone() {
+    let door = Door::start("").await;
+    let seed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/seed-function.json"))
+        .expect("the seed's body");
+    let refused = door.api("POST", "/v2/nvcf/functions", &seed).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.header("content-type").as_deref(), Some("application/problem+json"));
+    assert!(refused.json("detail").contains("trailing characters at line 17 column 5"), "{}", refused.text());
+    let (good, _) = seed.trim_end().rsplit_once('}').expect("a brace");
+    let created = door.api("POST", "/v2/nvcf/functions", good).await;
+    assert_eq!(created.status, 200, "{}", created.text());
+    let created: Value = serde_json::from_slice(&created.body).expect("JSON");
+    let (id, version) = (
+        created["function"]["id"].as_str().expect("an id"),
+        created["function"]["versionId"].as_str().expect("an id"),
+    );
+
+    let list: Value =
+        serde_json::from_slice(&door.api("GET", "/v2/nvcf/functions", "").await.body).expect("JSON");
+    assert_eq!(list["functions"][0]["name"], "my-stream");
+    let one = door.api("GET", &format!("/v2/nvcf/functions/{id}/versions/{version}"), "").await;
+    assert_eq!(one.status, 200);
+    let versions: Value =
+        serde_json::from_slice(&door.api("GET", &format!("/v2/nvcf/functions/{id}/versions"), "").await.body)
+            .expect("JSON");
+    assert_eq!(versions["functions"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        door.api("DELETE", &format!("/v2/nvcf/functions/{id}/versions/{version}"), "").await.status,
+        204
+    );
+    for path in [
+        format!("/v2/nvcf/functions/{id}/versions/{version}"),
+        format!("/v2/nvcf/deployments/functions/{id}/versions/{version}"),
+    ] {
+        assert_eq!(door.api("GET", &path, "").await.status, 404, "{path}");
+    }
+    assert_eq!(door.api("GET", "/v2/nvcf/no-such-thing", "").await.status, 404);
+}
+
+/// F21, and F22: the credentials come before the first WebSocket.
+#[tokio::test]
+async fn a_function_is_active_once_its_container_is_ready_and_gets_its_credentials_first() {
+    let mut upstream = Upstream::start().await;
+    let container = Container::before(&upstream).await;
+    container.is_ready.store(false, Ordering::Relaxed);
+    let door = Door::start("").await;
+    let (function, version) = door.create("STREAMING", &container).await;
+    let answer = door.deploy(&function, &version, json!({ "gpu": "L40" })).await;
+    assert_eq!((answer.status, door.status(&function, &version).await.as_str()), (200, "DEPLOYING"));
+    container.is_ready.store(true, Ordering::Relaxed);
+    door.until_status(&function, &version, "ACTIVE").await;
+    assert!(container.creds.lock().expect("not poisoned").is_empty(), "not before there is a session");
+
+    let mut client = door.connect().await;
+    let (name, value) = bearer();
+    client.upgrade("/sign_in?x=1", &[(name, &value), ("Function-ID", &function)]).await;
+    assert_eq!(client.answer().await.status, 101);
+    let leg = upstream.leg().await;
+    let creds = container.creds.lock().expect("not poisoned").clone();
+    assert_eq!(creds.len(), 1, "before the WebSocket, and once");
+    let creds: Value = serde_json::from_str(&creds[0]).expect("JSON");
+    assert!(
+        creds["stunIp"].is_string()
+            && creds["stunPort"].is_u64()
+            && creds["username"].is_string()
+            && creds["password"].is_string()
+    );
+    assert_eq!(creds["privateSharedPort"], 5004);
+    assert!(leg.head.starts_with("GET /sign_in?x=1 HTTP/1.1"), "{}", leg.head);
+
+    container.is_ready.store(false, Ordering::Relaxed);
+    door.until_status(&function, &version, "ERROR").await;
+}
+
+/// F2 to F8, F13.
+#[tokio::test]
+async fn headers_are_read_as_nvcf_reads_them() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::start(&format!("token = \"file:{}\"", Folder::leaked("key", ACCESS).display())).await;
+    let function = door.function(&container).await;
+    let (_, bearer) = bearer();
+    let refused = |answer: Answer, status: u16, text: &str| {
+        assert_eq!(answer.status, status, "{}", answer.text());
+        assert!(answer.text().contains(text), "{}", answer.text());
+    };
+    refused(
+        door.ask("GET", &[("Function-ID", &function)]).await,
+        401,
+        "no authorization was passed in the metadata",
+    );
+    refused(
+        door.ask("GET", &[("Authorization", "Basic x"), ("Function-ID", &function)]).await,
+        401,
+        "no authorization was passed in the metadata",
+    );
+    refused(door.ask("GET", &[("Authorization", "Bearer wrong"), ("Function-ID", &function)]).await, 401, "");
+    refused(
+        door.ask("GET", &[("Authorization", &bearer)]).await,
+        400,
+        "no function-id was passed in the metadata",
+    );
+    refused(
+        door.ask("GET", &[("Authorization", &bearer), ("nvcf-function-id", &function)]).await,
+        400,
+        "no function-id was passed in the metadata",
+    );
+    refused(door.ask("GET", &[("Authorization", "Bearer wrong")]).await, 400, "no function-id"); // what is missing comes first
+    let none = "00000000-0000-0000-0000-000000000000";
+    let answer = door.ask("GET", &[("Authorization", &bearer), ("Function-ID", none)]).await;
+    assert_eq!(answer.header("set-cookie"), None, "a function that is gone takes no cookie away");
+    refused(answer, 404, "not found");
+
+    // F3: a browser can only use the subprotocol, and cannot send a space in it.
+    for entries in [
+        format!("authorization.{ACCESS}, function-id.{function}"),
+        format!("AUTHORIZATION.{ACCESS},FUNCTION-ID.{function}"),
+    ] {
+        let answer = door.ask("GET", &[("Sec-WebSocket-Protocol", &entries)]).await;
+        assert_eq!(answer.status, 200, "{entries}: {}", answer.text());
+    }
+    // F7 and F8.
+    let answer =
+        door.ask("GET", &[("Authorization", &bearer), ("function-id", &function), ("Cookie", "app=1")]).await;
+    let id = answer.header("nvcf-reqid").expect("an id");
+    assert_eq!(answer.all("set-cookie"), [format!("nvcf-request-id={id}")], "without attributes");
+    for (name, value) in [("nvcf-reqid", id.as_str()), ("authorization", &bearer), ("cookie", "app=1")] {
+        assert_eq!(header(&answer.text(), name).as_deref(), Some(value), "the app sees {name}");
+    }
+    // F4: header, then subprotocol, then cookie; one that is no UUID is ignored.
+    let ask = async |headers: &[(&str, &str)]| {
+        let all: Vec<(&str, &str)> = [("Authorization", bearer.as_str()), ("function-id", function.as_str())]
+            .into_iter()
+            .chain(headers.iter().copied())
+            .collect();
+        door.ask("GET", &all).await.header("nvcf-reqid")
+    };
+    let same = Some(id.clone());
+    assert_eq!(ask(&[("nvcf-reqid", &id)]).await, same);
+    assert_eq!(ask(&[("Cookie", &format!("a=b; nvcf-request-id={id}"))]).await, same);
+    assert_eq!(ask(&[("Sec-WebSocket-Protocol", &format!("chat, nvcf-reqid.{id}"))]).await, same);
+    assert_eq!(ask(&[("nvcf-reqid", &id), ("Cookie", &format!("nvcf-request-id={none}"))]).await, same);
+    let fresh = ask(&[("nvcf-reqid", "not-a-uuid")]).await;
+    assert!(fresh.is_some() && fresh != same, "a new session");
+    // F13: a session that is gone.
+    let answer = door
+        .ask(
+            "GET",
+            &[
+                ("Authorization", &bearer),
+                ("function-id", &function),
+                ("nvcf-reqid", none),
+                ("Origin", "https://app.example"),
+            ],
+        )
+        .await;
+    assert_eq!(answer.header("set-cookie").as_deref(), Some("nvcf-request-id=; Max-Age=0"));
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("https://app.example"), "F19");
+    refused(answer, 404, "no existing session found");
+}
+
+/// F9: a connection keeps its session, whatever later requests on it say.
+#[tokio::test]
+async fn a_session_is_a_connection() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::start("").await;
+    let function = door.function(&container).await;
+    let (_, bearer) = bearer();
+    let mut client = door.connect().await;
+    let mut ids = Vec::new();
+    for headers in [
+        vec![("Authorization", bearer.as_str()), ("function-id", function.as_str())],
+        vec![("function-id", function.as_str())],
+        vec![("function-id", function.as_str()), ("nvcf-reqid", "00000000-0000-0000-0000-000000000000")],
+    ] {
+        client.request("GET", "/x", &headers, b"").await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        ids.push((answer.header("nvcf-reqid"), answer.header("set-cookie").is_some()));
+    }
+    assert_eq!(ids[0].0, ids[1].0);
+    assert_eq!(ids[0].0, ids[2].0);
+    assert_eq!(
+        ids.iter().map(|it| it.1).collect::<Vec<_>>(),
+        [true, false, false],
+        "F7: the cookie is given once"
+    );
+    assert_eq!(upstream.n_connections(), 1, "F10: the tunnel is dialled once");
+}
+
+/// F11, F25: what either side does is passed on untouched, and an end ends the other at once.
+#[tokio::test]
+async fn a_tunnel_is_untouched() {
+    let mut upstream = Upstream::start().await;
+    let container = Container::before(&upstream).await;
+    let door = Door::start("").await;
+    let function = door.function(&container).await;
+    let (name, value) = bearer();
+    let open = async |upstream: &mut Upstream| {
+        let mut client = door.connect().await;
+        client
+            .upgrade(
+                "/sign_in",
+                &[(name, &value), ("Function-ID", &function), ("Sec-WebSocket-Protocol", "chat")],
+            )
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 101);
+        assert!(answer.header("nvcf-reqid").is_some(), "F7: on the 101 too");
+        (client, upstream.leg().await)
+    };
+    let (mut client, mut leg) = open(&mut upstream).await;
+    assert_eq!(leg.header("sec-websocket-protocol").as_deref(), Some("chat"));
+    client.send(&from_browser(1, b"up")).await;
+    assert_eq!(leg.frame().await.expect("a frame").payload, b"up");
+    leg.send(8, b"\x0f\xc2bye").await;
+    assert_eq!(client.frame().await.expect("a frame").payload, b"\x0f\xc2bye");
+    client.shutdown().await;
+    assert!(leg.frame().await.is_none(), "no frame of its own");
+    let (client, mut leg) = open(&mut upstream).await;
+    client.reset();
+    assert!(leg.frame().await.is_none());
+    let (mut client, mut leg) = open(&mut upstream).await;
+    leg.shutdown().await;
+    assert!(client.frame().await.is_none());
+}
+
+/// F12, F26: one session for each instance; the next one waits, and not for ever.
+#[tokio::test]
+async fn a_session_waits_for_a_free_instance() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let container = Container::before(&upstream).await;
+    let door = Door::on("", clock.clone()).await;
+    let (function, version) = door.create("STREAMING", &container).await;
+    door.deploy(&function, &version, json!({ "gpu": "L40" })).await;
+    let asks_again = async {
+        while door.status(&function, &version).await != "ACTIVE" {
+            clock.advance(Duration::from_secs(1));
+        }
+    };
+    soon("ACTIVE", asks_again).await;
+    let (name, value) = bearer();
+    let headers = [(name, value.as_str()), ("Function-ID", function.as_str())];
+    let mut first = door.connect().await;
+    first.upgrade("/sign_in", &headers).await;
+    assert_eq!(first.answer().await.status, 101);
+    let leg = upstream.leg().await;
+    let mut second = door.connect().await;
+    second.upgrade("/sign_in", &headers).await;
+    let mut answer = Box::pin(second.answer());
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            () = tokio::time::sleep(Duration::from_millis(5)) => clock.advance(Duration::from_secs(1)),
+        }
+    };
+    assert_eq!((answer.status, answer.text().as_str()), (504, "failed to establish link to worker"));
+    drop((first, leg));
+}
+
+/// F14, F15, F18, F20.
+#[tokio::test]
+async fn a_session_belongs_to_its_function_and_account_and_can_be_ended() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::start("").await;
+    let (function, other) = (door.function(&container).await, door.function(&container).await);
+    let (_, bearer) = bearer();
+    let mine = [("Authorization", bearer.as_str()), ("function-id", function.as_str())];
+    let ask = async |method: &str, base: &[(&str, &str)], more: &[(&str, &str)]| {
+        door.ask(method, &base.iter().chain(more).copied().collect::<Vec<_>>()).await
+    };
+    let created = ask("POST", &mine, &[("X-NVCF-ABSORB", "true")]).await;
+    assert_eq!(created.status, 200);
+    assert_eq!(upstream.n_connections(), 0, "F20: the app is not asked");
+    let cookie = created.header("set-cookie").expect("a cookie");
+    let id = cookie.strip_prefix("nvcf-request-id=").expect("the id").to_owned();
+    let back = [("Cookie", cookie.as_str())];
+    assert_eq!(
+        ask("GET", &mine, &back).await.header("nvcf-reqid"),
+        Some(id.clone()),
+        "F15: as often as one likes"
+    );
+    assert_eq!(ask("GET", &mine, &back).await.header("nvcf-reqid"), Some(id.clone()));
+
+    let foreign = [("Authorization", "Bearer another account"), ("function-id", function.as_str())];
+    let elsewhere = [("Authorization", bearer.as_str()), ("function-id", other.as_str())];
+    for (base, text) in [
+        (foreign, "invoker NCA ID mismatch for request id"),
+        (elsewhere, "function ID mismatch for request id"),
+    ] {
+        let answer = ask("GET", &base, &back).await;
+        assert_eq!(answer.status, 500);
+        assert!(answer.text().contains(text) && answer.text().contains(&id), "{}", answer.text());
+    }
+    let absorb = [("X-NVCF-ABSORB", "true"), back[0]];
+    assert_eq!(ask("DELETE", &mine, &absorb).await.status, 200);
+    assert_eq!(ask("DELETE", &mine, &absorb).await.status, 404, "it is gone");
+    assert_eq!(ask("GET", &mine, &back).await.status, 404);
+
+    let (plain, _) = door.create("DEFAULT", &container).await;
+    let answer = door.ask("GET", &[("Authorization", &bearer), ("function-id", &plain)]).await;
+    assert_eq!(answer.status, 501, "F18");
+}
+
+/// F1, F19, F29.
+#[tokio::test]
+async fn some_requests_are_the_front_doors_own() {
+    let door = Door::start("").await;
+    let mut client = door.connect().await;
+    client.request("GET", "/health", &[], b"").await;
+    assert_eq!(client.answer().await.text(), "OK");
+    client.request("GET", "/info", &[], b"").await;
+    assert_eq!(client.answer().await.status, 200);
+    let preflight = [
+        ("Origin", "https://app.example"),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "x-mine"),
+    ];
+    client.request("OPTIONS", "/sign_in", &preflight, b"").await;
+    let answer = client.answer_to("OPTIONS").await;
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("https://app.example"));
+    assert_eq!(answer.header("access-control-allow-credentials").as_deref(), Some("true"));
+    assert_eq!(answer.header("access-control-max-age").as_deref(), Some("3600"));
+    client.request("POST", "/x", &[("Content-Type", "application/grpc")], b"").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.header("grpc-status").as_deref()), (200, Some("16")));
+    assert!(answer.header("grpc-message").expect("a message").contains("no authorization"));
+}
+
+/// The gateway before the front door: a browser that comes back is in the same session.
+#[tokio::test]
+async fn gateway_and_front_door_agree_about_sessions() {
+    let mut upstream = Upstream::start().await;
+    let container = Container::before(&upstream).await;
+    let door = Door::start("").await;
+    let function = door.function(&container).await;
+    let address = door.running.addresses.frontdoor.expect("it is one");
+    let gateway = Gateway::before(format!("http://{address}"))
+        .upstream(&format!("functions = [{function:?}]"))
+        .start()
+        .await;
+    let open = async |cookie: &str| {
+        let mut client = gateway.connect().await;
+        client
+            .upgrade(
+                "/sign_in",
+                &[("Sec-WebSocket-Protocol", &format!("chat, function-id.{function}")), ("Cookie", cookie)],
+            )
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 101, "{}", answer.text());
+        (client, answer)
+    };
+    let (client, answer) = open("").await;
+    let first = upstream.leg().await.header("nvcf-reqid").expect("an id");
+    let cookie =
+        answer.header("set-cookie").expect("a cookie").split(';').next().expect("a value").to_owned();
+    client.reset();
+    let (_client, _) = open(&cookie).await;
+    assert_eq!(upstream.leg().await.header("nvcf-reqid"), Some(first.clone()), "the same session");
+    let (_other, _) = open("").await;
+    assert_ne!(upstream.leg().await.header("nvcf-reqid"), Some(first), "somebody else has another");
+
+    // A function that does not exist.
+    let mut client = gateway.connect().await;
+    client.upgrade("/sign_in", &[]).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (404, "function.unknown"));
+}

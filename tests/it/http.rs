@@ -1,0 +1,326 @@
+//! Plain HTTP: it goes through as it is, within bounds, and every answer has its CORS headers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use streamgate::clock::Clock;
+
+use crate::support::upstream::{Act, header};
+use crate::support::{FUNCTION, Gateway, KEY, TOKEN, Upstream};
+
+#[tokio::test]
+async fn requests_go_through_whole() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    for (method, path, body) in [
+        ("GET", "/v2/some/path?a=b%20c", ""),
+        ("POST", "/submit", "hello"),
+        ("PUT", "/x", "0123456789"),
+        ("DELETE", "/tenant/sign_in", ""),
+        ("PATCH", "/x", "y"),
+        ("OPTIONS", "/x", ""),
+    ] {
+        client.request(method, path, &[("X-Mine", "kept")], body.as_bytes()).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 200, "{method} {path}");
+        let (head, got) =
+            answer.text().split_once("\r\n\r\n").map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a head");
+        let target = path.replace("/tenant/sign_in", "/sign_in");
+        assert!(head.starts_with(&format!("{method} {target} HTTP/1.1")), "{head}");
+        assert_eq!(got, body, "{method} {path}");
+        for (name, value) in [
+            ("x-mine", "kept"),
+            ("authorization", &*format!("Bearer {KEY}")),
+            ("function-id", FUNCTION),
+            ("nvcf-function-id", FUNCTION),
+        ] {
+            assert_eq!(header(&head, name).as_deref(), Some(value), "{method} {name}");
+        }
+        assert_eq!(header(&head, "host").as_deref(), Some(&*upstream.address.to_string()));
+        assert_eq!(answer.header("access-control-expose-headers").as_deref(), Some("*"));
+    }
+    client.request("HEAD", "/x", &[], b"").await;
+    let answer = client.answer_to("HEAD").await;
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    gateway.until_metric("streamgate_requests_total", &[("route", "/**"), ("status", "200")], 7.0);
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_goes_through() {
+    let upstream = Upstream::that(Act::Answer(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n5\r\ndefgh\r\n0\r\n\r\n".into(),
+    ))
+    .await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client
+        .send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwiki\r\n0\r\n\r\n")
+        .await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "abcdefgh"));
+}
+
+#[tokio::test]
+async fn an_upstream_connection_is_shared_as_the_setting_says() {
+    let requests = async |pool: &str| {
+        let upstream = Upstream::that(Act::Mirror).await;
+        let gateway = Gateway::in_front_of(&upstream)
+            .upstream(&format!("pool = {pool:?}"))
+            .env("STREAMGATE_WORKERS", "1")
+            .start()
+            .await;
+        for _ in 0..2 {
+            let mut client = gateway.connect().await;
+            for _ in 0..3 {
+                client.request("GET", "/x", &[], b"").await;
+                assert_eq!(client.answer().await.status, 200);
+            }
+        }
+        upstream.n_connections()
+    };
+    assert_eq!(requests("never").await, 6, "one for each request: NVCF binds a worker to a connection");
+    assert_eq!(requests("per-client").await, 2, "one for each browser connection");
+    assert_eq!(requests("shared").await, 1, "one for all");
+}
+
+#[tokio::test]
+async fn a_preflight_is_answered_before_anybody_is_asked_who_it_is() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).authenticated().start().await;
+    let mut client = gateway.connect().await;
+    let preflight = [
+        ("Origin", "https://app.example"),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "authorization"),
+    ];
+    client.request("OPTIONS", "/sign_in", &preflight, b"").await;
+    let answer = client.answer_to("OPTIONS").await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("*"));
+    assert!(answer.header("access-control-allow-headers").expect("a list").contains("authorization"));
+    // The connection goes on; without credentials the request itself is refused, readably.
+    client.request("GET", "/x", &[("Origin", "https://app.example")], b"").await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 401);
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("*"));
+    client.request("GET", "/x", &[("Authorization", &format!("Bearer {TOKEN}"))], b"").await;
+    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn with_credentials_the_origin_is_echoed_from_the_list() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).listen("origins = [\"https://app.example\"]").start().await;
+    let answer = gateway.get("/x", &[("Origin", "https://app.example")]).await;
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("https://app.example"));
+    assert_eq!(answer.header("access-control-allow-credentials").as_deref(), Some("true"));
+    assert_eq!(answer.header("vary").as_deref(), Some("Origin"));
+    let answer = gateway.get("/x", &[("Origin", "https://evil.example")]).await;
+    assert_eq!(answer.header("access-control-allow-origin"), None);
+    assert_eq!(answer.header("access-control-allow-credentials"), None);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_within_bounds_and_readably() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let check = async |what: &str, bytes: Vec<u8>, status: u16, code: &str| {
+        let mut client = gateway.connect().await;
+        client.send(&bytes).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{what}");
+        assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("*"), "{what}");
+        assert_eq!(answer.header("connection").as_deref(), Some("close"), "{what}");
+        assert!(client.try_answer("GET").await.is_none(), "{what}: the connection ends");
+    };
+    let request = |rest: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{rest}\r\n").into_bytes();
+    check(
+        "noise",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 tls to a plain port".to_vec(),
+        400,
+        "request.malformed",
+    )
+    .await;
+    check("http/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), 505, "request.version_unsupported").await;
+    check("no host", b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400, "request.host_invalid").await;
+    check("two hosts", request("Host: b\r\n"), 400, "request.host_invalid").await;
+    check("two lengths", request("Content-Length: 1\r\nContent-Length: 2\r\n"), 400, "request.body_framing")
+        .await;
+    check(
+        "length and coding",
+        request("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+        400,
+        "request.body_framing",
+    )
+    .await;
+    check("odd coding", request("Transfer-Encoding: xchunked\r\n"), 400, "request.body_framing").await;
+    check("a space before the colon", request("X : y\r\n"), 400, "request.malformed").await;
+    check("a folded line", request("X: y\r\n z\r\n"), 400, "request.malformed").await;
+    check("dots", b"GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), 400, "request.malformed").await;
+    check(
+        "a tunnel",
+        b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        405,
+        "request.method_not_allowed",
+    )
+    .await;
+    check(
+        "a long path",
+        format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(40_000)).into_bytes(),
+        414,
+        "request.uri_too_long",
+    )
+    .await;
+    check(
+        "a cookie of 1 MB",
+        request(&format!("Cookie: {}\r\n", "x".repeat(1 << 20))),
+        431,
+        "request.head_too_large",
+    )
+    .await;
+    check("10,000 headers", request(&"x: y\r\n".repeat(10_000)), 431, "request.too_many_headers").await;
+    check("200 headers", request(&"x: y\r\n".repeat(200)), 431, "request.too_many_headers").await;
+    assert_eq!(upstream.n_connections(), 0, "none of it went upstream");
+    let cookie = format!("Cookie: {}\r\n", "x".repeat(17 << 10));
+    let mut client = gateway.connect().await;
+    client.send(&request(&cookie)).await;
+    assert_eq!(client.answer().await.status, 200, "16 KB of cookies are ordinary");
+}
+
+#[tokio::test]
+async fn a_slow_head_is_given_up_after_its_time() {
+    let clock = Clock::paused();
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: ").await;
+    let mut quiet = gateway.connect().await;
+    for _ in 0..9 {
+        clock.advance(Duration::from_secs(1));
+        client.send(b"y").await;
+    }
+    assert!(client.is_silent().await, "nine seconds are not ten");
+    // The time may have begun a moment after the connection.
+    let answer = advancing(&clock, client.answer()).await;
+    assert_eq!((answer.status, answer.code().as_str()), (408, "request.head_timeout"));
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("*"));
+    assert!(
+        advancing(&clock, quiet.try_answer("GET")).await.is_none(),
+        "whoever says nothing is told nothing"
+    );
+}
+
+/// Lets time pass until something comes of it.
+async fn advancing<T>(clock: &Clock, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    loop {
+        tokio::select! {
+            output = &mut future => return output,
+            () = tokio::time::sleep(Duration::from_millis(5)) => clock.advance(Duration::from_secs(1)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let clock = Clock::paused();
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[], b"").await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(client.is_silent().await);
+    clock.advance(Duration::from_secs(59));
+    assert!(client.is_silent().await);
+    assert!(advancing(&clock, client.try_answer("GET")).await.is_none());
+    gateway.until_metric("streamgate_connections", &[], 0.0);
+}
+
+#[tokio::test]
+async fn too_many_connections_are_closed_at_once() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).listen("max_connections = 2").start().await;
+    let (first, _second) = (gateway.connect().await, gateway.connect().await);
+    gateway.until_metric("streamgate_connections", &[], 2.0);
+    assert!(gateway.connect().await.try_answer("GET").await.is_none());
+    assert_eq!(gateway.metric("streamgate_connections_refused_total", &[]), 1.0);
+    drop(first);
+    gateway.until_metric("streamgate_connections", &[], 1.0);
+    assert_eq!(gateway.get("/x", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_says_goodbye_is_the_last() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[("Connection", "close")], b"").await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(client.try_answer("GET").await.is_none());
+    let mut old = gateway.connect().await;
+    old.send(b"GET /x HTTP/1.0\r\n\r\n").await;
+    assert_eq!(old.answer().await.status, 200, "HTTP/1.0 needs no Host");
+    assert!(old.try_answer("GET").await.is_none());
+}
+
+#[tokio::test]
+async fn nvcfs_id_stays_inside_over_plain_http_too() {
+    let answer = "HTTP/1.1 200 OK\r\nnvcf-reqid: r-1\r\nSet-Cookie: app=1\r\nSet-Cookie: nvcf-request-id=r-1\r\nContent-Length: 0\r\n\r\n";
+    let upstream = Upstream::that(Act::Answer(answer.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let answer = gateway.get("/sign_in", &[]).await;
+    assert_eq!(answer.header("nvcf-reqid"), None);
+    let cookies = answer.all("set-cookie");
+    assert_eq!(cookies[0], "app=1");
+    assert!(cookies[1].starts_with("streamgate-session="), "{cookies:?}");
+    let own = cookies[1].split(';').next().expect("a cookie");
+    gateway.get("/sign_in", &[("Cookie", own)]).await;
+    assert_eq!(
+        header(&upstream.heads()[1], "nvcf-reqid").as_deref(),
+        Some("r-1"),
+        "it comes back into its session"
+    );
+}
+
+#[tokio::test]
+async fn a_route_is_for_its_paths() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let tables = "[[route]]\npath = \"/open/*\"\nchain = [\"cors\"]\n[[route]]\npath = \"/private/**\"\nchain = [{ plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }]";
+    let gateway = Gateway::in_front_of(&upstream)
+        .with(tables)
+        .chain("\"cors\", { plugin = \"bearer-auth\", id = \"last\", tokens = \"file:tokens.toml\" }")
+        .start()
+        .await;
+    let statuses: Vec<u16> = {
+        let mut all = Vec::new();
+        for path in ["/open/a", "/open/a/b", "/private", "/private/a/b", "/other"] {
+            all.push(gateway.get(path, &[]).await.status);
+        }
+        all
+    };
+    assert_eq!(statuses, [200, 401, 401, 401, 401]);
+}
+
+#[tokio::test]
+async fn the_page_is_there_when_the_file_says_so() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let without = Gateway::in_front_of(&upstream).start().await;
+    assert!(without.get("/", &[]).await.text().starts_with("GET / HTTP/1.1"), "every path goes upstream");
+    let with = Gateway::in_front_of(&upstream).listen("page = true").authenticated().start().await;
+    let page = with.get("/", &[]).await;
+    assert_eq!(page.header("content-type").as_deref(), Some("text/html; charset=utf-8"));
+    let mut links = BTreeSet::new();
+    let text = page.text();
+    for part in text.split(['"']).filter(|it| it.starts_with('/') && it.contains('.')) {
+        links.insert(part.to_owned());
+    }
+    assert!(links.len() >= 3, "{links:?}");
+    for link in links {
+        let file = with.get(&link, &[]).await;
+        assert_eq!(file.status, 200, "{link}");
+        assert!(file.header("content-security-policy").is_some());
+    }
+    assert_eq!(with.get("/anything", &[]).await.status, 401, "the rest is guarded");
+}

@@ -1,0 +1,17 @@
+//! The gateway, the front door and the streaming server, asked through real sockets.
+//!
+//! Ports come from the system, each test has its own folder, and what is waited for is an event: a time limit only ends
+//! a test whose event does not come.
+#![allow(unreachable_pub, missing_docs)] // a test program has no readers of its interface
+#![allow(clippy::disallowed_methods)] // it reads clocks and variables to end what hangs, not to decide
+
+mod support;
+
+mod frontdoor;
+mod handshake;
+mod http;
+mod plugins;
+mod session;
+mod stream;
+mod tls;
+mod upstream;

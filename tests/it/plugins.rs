@@ -1,0 +1,377 @@
+//! Policies in Lua, as a gateway runs them.
+
+use crate::support::upstream::{Act, header};
+use crate::support::{Gateway, TOKEN, Upstream, log};
+
+const SCHEMA: &str = "return { summary = \"A plugin of a test.\", phases = { \"PHASE\" } }";
+
+fn schema(phase: &str) -> String {
+    SCHEMA.replace("PHASE", phase)
+}
+
+#[tokio::test]
+async fn a_plugin_that_raises_tells_the_browser_nothing_and_the_log_everything() {
+    for phase in ["on_request", "authenticate", "authorize", "upstream_request", "response_headers"] {
+        let upstream = Upstream::that(Act::Mirror).await;
+        let plugin = format!(
+            "local M = {{}}\nlocal function inner(request)\n  local missing\n  return missing.field\nend\nfunction M.{phase}(request)\n  local found = inner(request)\n  return found\nend\nreturn M\n"
+        );
+        let gateway = Gateway::in_front_of(&upstream)
+            .plugin("broken", &schema(phase), &plugin)
+            .with("[plugins]\npaths = [\"plugins\"]")
+            .chain("\"cors\", \"broken\"")
+            .start()
+            .await;
+        for websocket in [false, true] {
+            let mut client = gateway.connect().await;
+            match websocket {
+                true => client.upgrade("/sign_in", &[]).await,
+                false => client.request("GET", "/x", &[], b"").await,
+            }
+            if websocket && phase == "response_headers" {
+                continue; // the mirror opens no WebSocket
+            }
+            let answer = client.answer().await;
+            assert_eq!((answer.status, answer.code().as_str()), (500, "plugin.failed"), "{phase}");
+            for inner in ["lua", "missing", "broken", "field", "nil"] {
+                assert!(!answer.text().contains(inner), "{phase}: {}", answer.text());
+            }
+            let id = answer.json("request_id");
+            let text = log::text();
+            let at =
+                text.find(&format!("request={id}")).unwrap_or_else(|| panic!("{phase}: nothing in the log"));
+            let entry = &text[at.saturating_sub(400)..(at + 1500).min(text.len())];
+            for part in [
+                "plugins/broken/plugin.lua:4:",
+                "attempt to index a nil value (local 'missing')",
+                "stack traceback",
+                "plugin.lua:7:",
+                &format!("phase=\"{phase}\""),
+            ] {
+                assert!(entry.contains(part), "{phase}: {part} is missing in {entry}");
+            }
+        }
+        let errors = gateway.metric(
+            "streamgate_plugin_errors_total",
+            &[("kind", "runtime"), ("phase", phase), ("plugin", "broken")],
+        );
+        assert!(errors >= 1.0, "{phase}: {errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_that_fails_in_the_log_phase_harms_nobody() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .plugin("broken", &schema("log"), "return { log = function() error(\"oops\") end }")
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .chain("\"broken\"")
+        .start()
+        .await;
+    assert_eq!(gateway.get("/x", &[]).await.status, 200);
+    gateway.until_metric(
+        "streamgate_plugin_errors_total",
+        &[("kind", "runtime"), ("phase", "log"), ("plugin", "broken")],
+        1.0,
+    );
+}
+
+#[tokio::test]
+async fn what_a_plugin_may_not_do_fails_closed() {
+    for (what, phase, body, told) in [
+        (
+            "a forgotten return",
+            "authenticate",
+            "request:reject \"auth.missing_token\"",
+            "did not return what request:reject",
+        ),
+        ("a wrong return", "authenticate", "return true", "returned a boolean"),
+        (
+            "an unknown code",
+            "authenticate",
+            "return request:reject \"no.such_code\"",
+            "neither the gateway's nor in schema.lua",
+        ),
+        (
+            "two decisions",
+            "authenticate",
+            "request:reject \"auth.missing_token\" return request:respond(200)",
+            "once",
+        ),
+        ("a split header", "upstream_request", "local u = ... ", ""),
+        (
+            "a rejection of a response",
+            "response_headers",
+            "return request:reject \"auth.missing_token\"",
+            "request:reject can be called in on_request, authenticate, authorize, upstream_request, not in response_headers",
+        ),
+        (
+            "a principal without id",
+            "authenticate",
+            "request:set(\"principal\", { name = \"x\" })",
+            "whose `id` is a string",
+        ),
+        (
+            "a finaliser",
+            "authenticate",
+            "setmetatable({}, { __gc = function() end })",
+            "`__gc` is not available",
+        ),
+        (
+            "a global of Lua that is not there",
+            "authenticate",
+            "os.execute(\"true\")",
+            "attempt to call a nil value (field 'execute')",
+        ),
+        ("a module that is not there", "authenticate", "require \"socket\"", "no module \"socket\""),
+        ("bytecode", "authenticate", "load(\"\\27Lua\")", "attempt to call a nil value (global 'load')"),
+    ] {
+        if told.is_empty() {
+            continue;
+        }
+        let upstream = Upstream::that(Act::Mirror).await;
+        let plugin = format!("return {{ {phase} = function(request) {body} end }}");
+        let gateway = Gateway::in_front_of(&upstream)
+            .plugin("odd", &schema(phase), &plugin)
+            .with("[plugins]\npaths = [\"plugins\"]")
+            .chain("\"odd\"")
+            .start()
+            .await;
+        let answer = gateway.get("/x", &[]).await;
+        assert_eq!((answer.status, answer.code().as_str()), (500, "plugin.failed"), "{what}");
+        let id = answer.json("request_id");
+        let text = log::text();
+        let at = text.find(&format!("request={id}")).expect("an entry");
+        let entry = &text[at.saturating_sub(400)..(at + 1500).min(text.len())];
+        assert!(entry.contains(told), "{what}: {entry}");
+    }
+}
+
+#[tokio::test]
+async fn a_memory_bomb_costs_its_own_request_alone() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let bomb = "local kept = {}\nreturn { authenticate = function(request)\n  if request:path() == \"/bomb\" then\n    local s = \"x\"\n    while true do s = s .. s; kept[#kept + 1] = s end\n  end\nend }";
+    let gateway = Gateway::in_front_of(&upstream)
+        .env("STREAMGATE_WORKERS", "1")
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .plugin("bomb", &schema("authenticate"), bomb)
+        .chain("\"bomb\"")
+        .start()
+        .await;
+    for round in 1..=3 {
+        assert_eq!(gateway.get("/bomb", &[]).await.code(), "plugin.failed");
+        assert_eq!(gateway.get("/x", &[]).await.status, 200, "a fresh VM serves the next request");
+        let kills = gateway.metric(
+            "streamgate_plugin_errors_total",
+            &[("kind", "memory"), ("phase", "authenticate"), ("plugin", "bomb")],
+        );
+        assert_eq!(kills, f64::from(round));
+    }
+}
+
+#[tokio::test]
+async fn plugins_do_not_see_each_others_globals() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let first = "leak = \"first\"\nstring.upper = function() return \"hijacked\" end\nreturn { on_request = function() _G.other = 1 end }";
+    let second = "return { on_request = function(request) return request:respond(200, {}, tostring(leak) .. tostring(other) .. (\"x\"):upper() .. string.upper(\"y\")) end }";
+    let gateway = Gateway::in_front_of(&upstream)
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .plugin("first", &schema("on_request"), first)
+        .plugin("second", &schema("on_request"), second)
+        .chain("\"first\", \"second\"")
+        .start()
+        .await;
+    assert_eq!(gateway.get("/x", &[]).await.text(), "nilnilXY");
+}
+
+#[tokio::test]
+async fn a_handle_that_was_kept_is_of_no_use_later() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let keeper = "local kept\nreturn { on_request = function(request) kept = kept or request end, log = function() kept = kept end }";
+    let thief = "local stolen = {}\nreturn { response_headers = function(request, response) stolen.response = response end, on_request = function(request)\n  if stolen.response then return request:respond(200, {}, tostring(pcall(stolen.response.status, stolen.response))) end\nend }";
+    let two = "return { summary = \"x\", phases = { \"on_request\", \"log\" } }";
+    let three = "return { summary = \"x\", phases = { \"on_request\", \"response_headers\" } }";
+    let gateway = Gateway::in_front_of(&upstream)
+        .env("STREAMGATE_WORKERS", "1")
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .plugin("keeper", two, keeper)
+        .plugin("thief", three, thief)
+        .chain("\"keeper\", \"thief\"")
+        .start()
+        .await;
+    assert_eq!(gateway.get("/x", &[]).await.status, 200);
+    assert!(
+        gateway.get("/x", &[]).await.text().starts_with("false"),
+        "response:status is not for on_request"
+    );
+}
+
+#[tokio::test]
+async fn requests_at_once_do_not_mix() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).env("STREAMGATE_WORKERS", "1").chain("\"cors\", { plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }, { plugin = \"inject-headers\", set = { x-who = \"{principal.id}\", x-tenant = \"{principal.tenant}\", x-path = \"{request.path}\" } }").start().await;
+    let mut clients = Vec::new();
+    for idx in 0..40 {
+        let mut client = gateway.connect().await;
+        let token = if idx % 2 == 0 { TOKEN } else { "token-of-bob" };
+        client
+            .request(
+                "GET",
+                &format!("/{idx}"),
+                &[
+                    ("Authorization", &format!("Bearer {token}")),
+                    ("X-Who", "forged"),
+                    ("Sec-WebSocket-Protocol", "function-id.only-of-bob"),
+                ],
+                b"",
+            )
+            .await;
+        clients.push(client);
+    }
+    for (idx, mut client) in clients.into_iter().enumerate() {
+        let answer = client.answer().await;
+        if idx % 2 == 0 {
+            assert_eq!(answer.code(), "function.forbidden", "ada may not use bob's function");
+            continue;
+        }
+        let head = answer.text();
+        assert_eq!(header(&head, "x-who").as_deref(), Some("bob"));
+        assert_eq!(header(&head, "x-tenant"), None, "bob has no tenant");
+        assert_eq!(header(&head, "x-path"), Some(format!("/{idx}")));
+    }
+}
+
+#[tokio::test]
+async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let check = |schema: &str, plugin: &str, chain: &str, parts: &[&str]| {
+        let builder = Gateway::in_front_of(&upstream)
+            .with("[plugins]\npaths = [\"plugins\"]")
+            .plugin("odd", schema, plugin)
+            .chain(chain);
+        let told = builder.problems();
+        for part in parts {
+            assert!(told.contains(part), "{part} is missing in:\n{told}");
+        }
+    };
+    let good = schema("authenticate");
+    let plugin = "return { authenticate = function() end }";
+    check(
+        &good,
+        "return {\n  authenticate = function(\n}",
+        "\"odd\"",
+        &["plugins/odd/plugin.lua:3", "1 problem, nothing was started"],
+    );
+    check(
+        &good,
+        "local x = nil\nlocal y = x.z\nreturn {}",
+        "\"odd\"",
+        &["plugins/odd/plugin.lua:2", "attempt to index a nil value"],
+    );
+    check(&good, "return 7", "\"odd\"", &["returned integer, expected the table of its phase functions"]);
+    check(
+        &good,
+        "return { authentikate = function() end }",
+        "\"odd\"",
+        &["\"authentikate\", which is not a phase function; phases are on_request"],
+    );
+    check(
+        &good,
+        "return { authenticate = function() end, log = function() end }",
+        "\"odd\"",
+        &["has a function log, which schema.lua does not list"],
+    );
+    check(
+        &schema("sometimes"),
+        plugin,
+        "\"odd\"",
+        &["plugins/odd/schema.lua:1", "unknown phase \"sometimes\""],
+    );
+    check("return 7", plugin, "\"odd\"", &["plugins/odd/schema.lua", "expected a table"]);
+    check("return {", plugin, "\"odd\"", &["plugins/odd/schema.lua:1"]);
+    let fields = "return {\n  summary = \"x\",\n  phases = { \"authenticate\" },\n  fields = {\n    realm = { type = \"string\", default = 7, doc = \"x\" },\n    size = { type = \"colour\", doc = \"x\" },\n    id = { type = \"string\" },\n  },\n}";
+    check(
+        fields,
+        plugin,
+        "\"odd\"",
+        &[
+            "plugins/odd/schema.lua:5",
+            "field `realm`: default is a whole number, the type is string",
+            "schema.lua:6",
+            "`type` is missing or unknown",
+            "schema.lua:7",
+            "belongs to the chain",
+        ],
+    );
+    check(
+        &good,
+        plugin,
+        "\"odd\", \"nowhere\"",
+        &["streamgate.toml:", "no such plugin: searched", "bearer-auth, cors, inject-headers"],
+    );
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"odd\", colour = \"red\" }",
+        &["streamgate.toml:", "unknown setting; this plugin has none"],
+    );
+    check(&good, plugin, "\"../odd\"", &["not a plugin's name"]);
+    check(&good, plugin, "{ plugin = \"bearer-auth\" }", &["tokens", "missing: TOML file"]);
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"bearer-auth\", tokens = \"secret-token\" }",
+        &["expected the path of a token file"],
+    );
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"bearer-auth\", tokens = \"file:none.toml\" }",
+        &["none.toml", "No such file"],
+    );
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"inject-headers\", set = 7 }",
+        &["expected a map to string, not a whole number"],
+    );
+    check(&good, plugin, "{ plugin = \"cors\", max_age = \"soon\" }", &["expected a duration"]);
+}
+
+#[tokio::test]
+async fn a_token_file_that_is_none_is_told_without_its_tokens() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let file = "[ada]\ntoken = \"hunter2-same\"\n[bob]\ntoken = \"hunter2-same\"\n[eve]\nfunctions = \"hunter2\"\n[mal]\ntoken = 7\n[pat]\ntoken_sha256 = \"hunter2\"\n";
+    let told = Gateway::in_front_of(&upstream)
+        .file("bad.toml", file)
+        .chain("{ plugin = \"bearer-auth\", tokens = \"file:bad.toml\" }")
+        .problems();
+    for part in [
+        "bad.toml:3",
+        "another principal of this file has the same token",
+        "eve.functions",
+        "eve.token",
+        "mal.token",
+        "pat.token_sha256",
+        "5 problems",
+    ] {
+        assert!(told.contains(part), "{part} is missing in:\n{told}");
+    }
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_must_authenticate_refuses_to_start_without() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let told = Gateway::in_front_of(&upstream).env("STREAMGATE_REQUIRE_AUTH", "true").problems();
+    assert!(
+        told.contains("route \"/**\"")
+            && told.contains("authenticates nobody")
+            && told.contains("bearer-auth"),
+        "{told}"
+    );
+    assert_eq!(
+        Gateway::in_front_of(&upstream).env("STREAMGATE_REQUIRE_AUTH", "true").authenticated().problems(),
+        ""
+    );
+}

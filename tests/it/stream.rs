@@ -1,0 +1,466 @@
+//! The streaming server: its control server, its signalling, its media port.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use streamgate::clock::Clock;
+use streamgate::config::{Env, Role, Sources};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::support::{Answer, Client, Folder, Gateway, gateway, soon};
+
+/// A streaming server.
+struct Server {
+    running: Gateway,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+impl Server {
+    async fn start(lines: &str) -> Server {
+        Server::on(lines, Clock::system(), "").await
+    }
+
+    async fn on(lines: &str, clock: Clock, tables: &str) -> Server {
+        let file = format!(
+            "[streaming]\ncontrol = \"127.0.0.1:0\"\nsignaling = \"127.0.0.1:0\"\n{lines}\n{tables}\n"
+        );
+        let config =
+            Sources::new(Env::default()).with_file("stream.toml", file).resolve(Role::Stream).expect("valid");
+        let running =
+            gateway::run(move || config, clock, Folder::new()).await.unwrap_or_else(|it| panic!("{it}"));
+        Server { running }
+    }
+
+    async fn control(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut client = Client::connect(self.running.addresses.control.expect("it has one")).await;
+        client.request(method, path, headers, body).await;
+        client.answer_to(method).await
+    }
+
+    async fn ready(&self) -> (u16, String) {
+        let answer = self.control("GET", "/v1/streaming/ready", &[], b"").await;
+        (answer.status, answer.json("statusMessage"))
+    }
+
+    async fn creds(&self, body: &[u8]) -> Answer {
+        self.control(
+            "POST",
+            "/v1/streaming/creds",
+            &[("Content-Type", "application/json; charset=utf-8")],
+            body,
+        )
+        .await
+    }
+
+    async fn sign_in(&self) -> Socket {
+        let url = format!(
+            "ws://{}/sign_in?peer_id=peer-1&version=2",
+            self.running.addresses.signaling.expect("it has one")
+        );
+        let mut request = url.into_client_request().expect("a request");
+        request.headers_mut().insert("sec-websocket-protocol", "streamgate.v1".parse().expect("a header"));
+        let (socket, response) = soon("an upgrade", connect_async(request)).await.expect("a session");
+        assert_eq!(response.headers()["sec-websocket-protocol"], "streamgate.v1");
+        socket
+    }
+}
+
+async fn hear(socket: &mut Socket) -> Option<Value> {
+    loop {
+        match soon("a message", socket.next()).await? {
+            Ok(Message::Text(text)) => return Some(serde_json::from_str(&text).expect("JSON")),
+            Ok(Message::Close(_)) => return None,
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+async fn say(socket: &mut Socket, message: &Value) {
+    socket.send(Message::text(message.to_string())).await.expect("room to write");
+}
+
+/// Hears until a message of a kind.
+async fn until(socket: &mut Socket, kind: &str) -> Value {
+    loop {
+        let message = hear(socket).await.unwrap_or_else(|| panic!("the session ended before {kind}"));
+        if message["type"] == kind {
+            return message;
+        }
+    }
+}
+
+const CREDS: &str = r#"{"stunIp":"127.0.0.1","stunPort":3478,"username":"user","password":"hunter2hunter2"}"#;
+
+#[tokio::test]
+async fn the_control_server_says_when_it_is_ready() {
+    let server = Server::start("").await;
+    assert_eq!(server.ready().await, (200, "Status: Ready for connection".into()));
+    assert_eq!(server.control("GET", "/v1/streaming/startup", &[], b"").await.status, 200);
+    assert_eq!(server.control("POST", "/v1/streaming/ready", &[], b"{}").await.status, 405);
+    assert_eq!(server.control("GET", "/v1/streaming/creds", &[], b"").await.status, 405);
+    assert_eq!(server.control("GET", "/v1/other", &[], b"").await.status, 404);
+    let _socket = server.sign_in().await;
+    assert_eq!(server.ready().await, (200, "Status: Streaming session active (keep alive)".into()));
+    let metrics = server.control("GET", "/metrics", &[], b"").await.text();
+    assert!(metrics.contains("nvcf_worker_service_stream_streaming_app_ready 1"), "{metrics}");
+
+    let waiting = Server::start("require_creds = true").await;
+    assert_eq!(waiting.ready().await.0, 500);
+    assert_eq!(waiting.creds(CREDS.as_bytes()).await.status, 200);
+    assert_eq!(waiting.ready().await.0, 200);
+}
+
+#[tokio::test]
+async fn credentials_that_are_none_are_refused_and_the_old_ones_kept() {
+    let server = Server::start("require_creds = true").await;
+    assert_eq!(server.creds(CREDS.as_bytes()).await.text(), r#"{"errorMessage":null,"success":true}"#);
+    let large = format!("{{\"stunIp\":\"{}\"}}", "x".repeat(5000));
+    for (body, status, told) in [
+        ("", 400, "not JSON"),
+        ("{", 400, "not JSON at line 1"),
+        ("[]", 400, "expected an object"),
+        (
+            r#"{"stunIp":1,"stunPort":3478,"username":"u","password":"hunter2"}"#,
+            400,
+            "stunIp: expected a string",
+        ),
+        (
+            r#"{"stunIp":"h","stunPort":"x","username":"u","password":"hunter2"}"#,
+            400,
+            "stunPort: expected a number",
+        ),
+        (
+            r#"{"stunIp":"h","stunPort":70000,"username":"u","password":"hunter2"}"#,
+            400,
+            "stunPort: expected a port",
+        ),
+        (&large, 413, "at most 4096 bytes"),
+    ] {
+        let answer = server.creds(body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{body}");
+        assert!(
+            answer.json("errorMessage").contains(told) && answer.json("success") == "false",
+            "{}",
+            answer.text()
+        );
+        assert!(!answer.text().contains("hunter2"));
+    }
+    for kind in ["text/plain", "application/x-www-form-urlencoded", ""] {
+        let answer =
+            server.control("POST", "/v1/streaming/creds", &[("Content-Type", kind)], CREDS.as_bytes()).await;
+        assert_eq!(answer.status, 415, "{kind}");
+    }
+    assert_eq!(server.ready().await.0, 200, "it still has the old ones");
+    let count =
+        |result| server.running.metric("streamgate_streaming_creds_updates_total", &[("result", result)]);
+    assert_eq!((count("accepted"), count("refused")), (1.0, 10.0));
+    assert!(!crate::support::log::text().contains("hunter2"), "no log has a password");
+}
+
+#[tokio::test]
+async fn the_server_offers_and_candidates_trickle() {
+    let server = Server::start("advertise = [\"192.0.2.1\", \"127.0.0.1\"]").await;
+    let media = server.running.addresses.media.expect("it has one");
+    assert!((47998..=48020).contains(&media.port()), "{media}");
+    let mut socket = server.sign_in().await;
+    let hello = hear(&mut socket).await.expect("hello");
+    assert_eq!(
+        (&hello["type"], &hello["v"], &hello["heartbeatMs"]),
+        (&json!("hello"), &json!(1), &json!(3000))
+    );
+    let offer = hear(&mut socket).await.expect("an offer");
+    assert_eq!((&offer["type"], &offer["seq"]), (&json!("offer"), &json!(1)));
+    let sdp = offer["sdp"].as_str().expect("SDP");
+    for part in [
+        "m=video",
+        "VP8/90000",
+        "m=application",
+        "a=rtcp-fb:96 nack pli",
+        "a=setup:actpass",
+        "a=fingerprint:sha-256",
+    ] {
+        assert!(sdp.contains(part), "{part} is missing in {sdp}");
+    }
+    for ip in ["192.0.2.1", "127.0.0.1"] {
+        assert!(sdp.contains(&format!(" {ip} {} typ host", media.port())), "{sdp}");
+    }
+    let end = hear(&mut socket).await.expect("a candidate");
+    assert_eq!(
+        end,
+        json!({ "type": "candidate", "candidate": null }),
+        "without a STUN server there is nothing more"
+    );
+    say(&mut socket, &json!({ "type": "restart" })).await;
+    let again = until(&mut socket, "offer").await;
+    assert_eq!(again["seq"], 2);
+    let ufrag = |sdp: &str| sdp.lines().find(|it| it.starts_with("a=ice-ufrag:")).map(str::to_owned);
+    assert_ne!(ufrag(sdp), ufrag(again["sdp"].as_str().expect("SDP")), "new ICE credentials");
+    say(&mut socket, &json!({ "type": "bye" })).await;
+    assert!(hear(&mut socket).await.is_none());
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "closed")], 1.0);
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_ends_the_session_with_a_reason() {
+    let server = Server::start("").await;
+    for (message, code) in [
+        ("hello", "bad_message"),
+        ("{}", "bad_message"),
+        (r#"{"type":"answer","seq":1,"sdp":"v=nonsense"}"#, "bad_message"),
+        (r#"{"type":"candidate","candidate":7}"#, "bad_message"),
+    ] {
+        let mut socket = server.sign_in().await;
+        until(&mut socket, "offer").await;
+        socket.send(Message::text(message)).await.expect("room");
+        assert_eq!(until(&mut socket, "bye").await["code"], code, "{message}");
+        assert!(hear(&mut socket).await.is_none());
+    }
+    let mut socket = server.sign_in().await;
+    until(&mut socket, "offer").await;
+    for _ in 0..100 {
+        drop(socket.send(Message::text(r#"{"type":"pong"}"#)).await);
+    }
+    assert_eq!(until(&mut socket, "bye").await["code"], "too_fast");
+    let mut socket = server.sign_in().await;
+    drop(socket.send(Message::text("x".repeat(100_000))).await);
+    while hear(&mut socket).await.is_some() {}
+    server.running.until_metric("streamgate_streaming_sessions", &[("state", "active")], 0.0);
+}
+
+#[tokio::test]
+async fn a_browser_without_a_media_path_is_told_and_a_silent_one_given_up() {
+    let clock = Clock::paused();
+    let server = Server::on("", clock.clone(), "").await;
+    let passing = async |socket: &mut Socket, answers: bool| {
+        let mut last = None;
+        loop {
+            tokio::select! {
+                message = hear(socket) => match message {
+                    Some(message) => {
+                        if answers && message["type"] == "ping" {
+                            say(socket, &json!({ "type": "pong", "t": message["t"] })).await;
+                        }
+                        last = Some(message);
+                    }
+                    None => return last,
+                },
+                () = tokio::time::sleep(Duration::from_millis(5)) => clock.advance(Duration::from_millis(500)),
+            }
+        }
+    };
+    let mut socket = server.sign_in().await;
+    let last = passing(&mut socket, true).await.expect("a last word");
+    assert_eq!((&last["type"], &last["code"]), (&json!("bye"), &json!("no_media_path")));
+    let mut socket = server.sign_in().await;
+    let last = passing(&mut socket, false).await.expect("a last word");
+    assert_eq!(last["type"], "ping", "whoever is gone is told nothing");
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "lost")], 1.0);
+}
+
+#[tokio::test]
+async fn too_many_and_foreign_clients_are_refused() {
+    let server = Server::start("max_sessions = 1").await;
+    let _first = server.sign_in().await;
+    let signaling = server.running.addresses.signaling.expect("it has one");
+    let mut second = Client::connect(signaling).await;
+    second.upgrade("/sign_in", &[("Sec-WebSocket-Protocol", "streamgate.v1")]).await;
+    assert_eq!(second.answer().await.status, 503);
+    let mut foreign = Client::connect(signaling).await;
+    foreign.upgrade("/sign_in", &[("Sec-WebSocket-Protocol", "x-nv-sessionid.1")]).await;
+    let answer = foreign.answer().await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("streamgate.v1"));
+    let mut elsewhere = Client::connect(signaling).await;
+    elsewhere.upgrade("/other", &[]).await;
+    assert_eq!(elsewhere.answer().await.status, 404);
+}
+
+#[tokio::test]
+async fn a_container_for_one_session_ends_with_it_and_says_so_before() {
+    let clock = Clock::paused();
+    let server = Server::on("exit_after_session = true", clock.clone(), "").await;
+    let mut socket = server.sign_in().await;
+    until(&mut socket, "offer").await;
+    assert_eq!(server.ready().await.0, 200, "the session is served");
+    let signaling = server.running.addresses.signaling.expect("it has one");
+    let mut second = Client::connect(signaling).await;
+    second.upgrade("/sign_in", &[]).await;
+    assert_eq!(second.answer().await.status, 503, "and no other");
+    say(&mut socket, &json!({ "type": "bye" })).await;
+    while hear(&mut socket).await.is_some() {}
+    let says_no =
+        async { while server.ready().await != (500, "Streaming session ended (recycle instance)".into()) {} };
+    soon("500", says_no).await;
+    let ended = tokio::task::spawn_blocking(move || server.running.wait());
+    soon("the end of the process", ended).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_port_outside_the_range_is_never_taken() {
+    // Two neighbours that are free.
+    let first = loop {
+        let bind = |port| std::net::UdpSocket::bind(("127.0.0.1", port));
+        let port = bind(0).expect("a port").local_addr().expect("an address").port();
+        if port < u16::MAX && bind(port).is_ok() && bind(port + 1).is_ok() {
+            break port;
+        }
+    };
+    let range = &format!("ports = \"{first}-{}\"", first + 1);
+    let servers = (Server::start(range).await, Server::start(range).await);
+    let ports = [&servers.0, &servers.1].map(|it| it.running.addresses.media.expect("it has one").port());
+    assert_eq!(ports, [first, first + 1]);
+    let file = format!("[streaming]\ncontrol = \"127.0.0.1:0\"\nsignaling = \"127.0.0.1:0\"\n{range}\n");
+    let config =
+        Sources::new(Env::default()).with_file("stream.toml", file).resolve(Role::Stream).expect("valid");
+    let third = gateway::run(move || config, Clock::system(), Folder::new()).await;
+    let told = third.err().expect("the range is used up").to_string();
+    assert!(
+        told.contains(&format!("streaming.{range}")) && told.contains("no free UDP port"),
+        "{told}"
+    );
+}
+
+/// The candidate that a STUN server has opened, once it has.
+async fn mapped(server: &Server) -> String {
+    let mut socket = server.sign_in().await;
+    loop {
+        let message = until(&mut socket, "candidate").await;
+        if let Some(candidate) = message["candidate"]["candidate"].as_str() {
+            return candidate.to_owned();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_port_is_opened_at_a_stun_server_with_long_term_credentials() {
+    let folder = Folder::new();
+    // coturn, which asks for long-term credentials before it answers a Binding.
+    let port =
+        std::net::UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let mut turnserver = Command::new("turnserver")
+        .args([
+            "-n",
+            "--secure-stun",
+            "--lt-cred-mech",
+            "--user=user:hunter2hunter2",
+            "--realm=streamgate.example",
+        ])
+        .args([
+            "--listening-ip=127.0.0.1",
+            "--relay-ip=127.0.0.1",
+            "--no-cli",
+            "--no-tls",
+            "--no-dtls",
+            "--log-file=stdout",
+            "-v",
+        ])
+        .arg(format!("--listening-port={port}"))
+        .arg(format!("--pidfile={}", folder.path().join("pid").display()))
+        .arg(format!("--userdb={}", folder.path().join("db").display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("turnserver is installed by `make setup` (package coturn)");
+    let mut lines = BufReader::new(turnserver.stdout.take().expect("it is piped")).lines();
+    let listens = async {
+        while !lines
+            .next_line()
+            .await
+            .expect("output")
+            .is_some_and(|it| it.contains("IPv4. UDP listener opened"))
+        {}
+    };
+    soon("a STUN server", listens).await;
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+
+    let server = Server::start("").await;
+    let creds = format!(
+        r#"{{"stunIp":"127.0.0.1","stunPort":{port},"username":"user","password":"hunter2hunter2"}}"#
+    );
+    assert_eq!(server.creds(creds.as_bytes()).await.status, 200);
+    let media = server.running.addresses.media.expect("it has one").port();
+    let candidate = mapped(&server).await;
+    assert!(candidate.contains(&format!(" 127.0.0.1 {media} typ srflx")), "{candidate}");
+
+    let server = Server::start("").await;
+    let wrong = creds.replace("hunter2hunter2", "a wrong password");
+    assert_eq!(server.creds(wrong.as_bytes()).await.status, 200);
+    server.running.until_metric("streamgate_streaming_stun_binding_total", &[("result", "failed")], 1.0);
+    turnserver.kill().await.expect("it ends");
+}
+
+#[tokio::test]
+async fn a_port_is_opened_at_the_front_doors_stun_server_with_short_term_credentials() {
+    let server = Server::on("", Clock::system(), "[frontdoor]\naddress = \"127.0.0.1:0\"").await;
+    // The front door posts its credentials before the first session, so one is opened through it.
+    let at = |it: Option<std::net::SocketAddr>| it.expect("it has one");
+    let (door, control, signaling) = (
+        at(server.running.addresses.frontdoor),
+        at(server.running.addresses.control),
+        at(server.running.addresses.signaling),
+    );
+    let api = async |method: &str, path: &str, body: Value| {
+        let mut client = Client::connect(door).await;
+        client
+            .request(method, path, &[("Content-Type", "application/json")], body.to_string().as_bytes())
+            .await;
+        serde_json::from_slice::<Value>(&client.answer().await.body).expect("JSON")
+    };
+    let body = json!({ "name": "x", "inferenceUrl": "/sign_in", "inferencePort": signaling.port(), "functionType": "STREAMING", "containerImage": "x",
+        "health": { "protocol": "HTTP", "uri": "/v1/streaming/ready", "port": control.port(), "timeout": "PT10S", "expectedStatusCode": 200 } });
+    let created = api("POST", "/v2/nvcf/functions", body).await;
+    let (id, version) = (
+        created["function"]["id"].as_str().expect("an id"),
+        created["function"]["versionId"].as_str().expect("an id"),
+    );
+    api("POST", &format!("/v2/nvcf/deployments/functions/{id}/versions/{version}"), json!({})).await;
+    let mut through = Client::connect(door).await;
+    through
+        .upgrade(
+            "/sign_in",
+            &[
+                ("Authorization", "Bearer x"),
+                ("Function-ID", id),
+                ("Sec-WebSocket-Protocol", "streamgate.v1"),
+            ],
+        )
+        .await;
+    assert_eq!(through.answer().await.status, 101);
+    let media = at(server.running.addresses.media).port();
+    let candidate = mapped(&server).await;
+    assert!(candidate.contains(&format!(" 127.0.0.1 {media} typ srflx")), "{candidate}");
+}
+
+/// Garbage from strangers is counted, not answered, and harms no session.
+#[tokio::test]
+async fn strangers_on_the_media_port_are_not_answered() {
+    let server = Server::start("").await;
+    let media = server.running.addresses.media.expect("it has one");
+    let mut socket = server.sign_in().await;
+    until(&mut socket, "offer").await;
+    let stranger = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let mut request = vec![0, 1, 0, 12, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    request.extend([0, 6, 0, 5, b'u', b':', b'v', b'w', b'x', 0, 0, 0]);
+    for datagram in [&request[..], b"", b"\x80garbage", b"\x16\xfe\xfd", &[0; 40], &[0xff; 1400]] {
+        for _ in 0..50 {
+            stranger.send_to(datagram, media).await.expect("room");
+        }
+    }
+    // An empty datagram is dropped by nobody: 300 are counted.
+    server.running.until_metric("streamgate_streaming_mux_datagrams_total", &[("kind", "unknown")], 300.0);
+    let mut byte = [0; 8];
+    let heard = tokio::time::timeout(Duration::from_millis(100), stranger.recv(&mut byte)).await;
+    assert!(heard.is_err(), "no answer: {heard:?}");
+    say(&mut socket, &json!({ "type": "restart" })).await;
+    until(&mut socket, "offer").await;
+}

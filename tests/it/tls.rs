@@ -1,0 +1,269 @@
+//! TLS towards browsers and towards the upstream.
+
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring::{self, cipher_suite};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, SupportedCipherSuite,
+    SupportedProtocolVersion,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::support::raw::accept;
+use crate::support::upstream::{Act, header};
+use crate::support::{Client, Folder, Gateway, Upstream};
+
+/// Trusts every certificate, as a developer's browser is told to.
+#[derive(Debug)]
+struct Trusting;
+
+impl ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn client(suites: Vec<SupportedCipherSuite>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let provider = rustls::crypto::CryptoProvider { cipher_suites: suites, ..ring::default_provider() };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
+        .expect("suites for the version");
+    builder.dangerous().with_custom_certificate_verifier(Arc::new(Trusting)).with_no_client_auth()
+}
+
+async fn secure(
+    gateway: &Gateway,
+    config: ClientConfig,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(gateway.address()).await?;
+    TlsConnector::from(Arc::new(config))
+        .connect(ServerName::try_from("localhost").expect("a name"), tcp)
+        .await
+}
+
+#[tokio::test]
+async fn a_self_signed_gateway_speaks_the_intermediate_profile() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").start().await;
+    for (suite, version) in [
+        (cipher_suite::TLS13_AES_128_GCM_SHA256, &TLS13),
+        (cipher_suite::TLS13_AES_256_GCM_SHA384, &TLS13),
+        (cipher_suite::TLS13_CHACHA20_POLY1305_SHA256, &TLS13),
+        (cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, &TLS12),
+        (cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, &TLS12),
+        (cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, &TLS12),
+    ] {
+        let tls = secure(&gateway, client(vec![suite], &[version]))
+            .await
+            .unwrap_or_else(|it| panic!("{suite:?}: {it}"));
+        assert_eq!(tls.get_ref().1.negotiated_cipher_suite().map(|it| it.suite()), Some(suite.suite()));
+        let mut browser = Client::over(tls);
+        browser.upgrade("/sign_in", &[]).await;
+        let answer = browser.answer().await;
+        assert_eq!(answer.status, 101, "{suite:?}");
+        let mut leg = upstream.leg().await;
+        browser.send(&crate::support::raw::from_browser(1, b"over tls")).await;
+        assert_eq!(leg.frame().await.expect("a frame").payload, b"over tls");
+    }
+}
+
+#[tokio::test]
+async fn no_session_ticket_is_given_and_the_cookie_is_secure() {
+    let upstream =
+        Upstream::that(Act::Answer("HTTP/1.1 200 OK\r\nnvcf-reqid: r-1\r\nContent-Length: 0\r\n\r\n".into()))
+            .await;
+    let gateway = Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").start().await;
+    let mut tls = secure(&gateway, client(ring::default_provider().cipher_suites, &[&TLS13]))
+        .await
+        .expect("a handshake");
+    tls.write_all(b"GET /sign_in HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("room");
+    let mut answer = String::new();
+    tls.read_to_string(&mut answer).await.expect("an answer");
+    let set = header(&answer, "set-cookie").expect("a cookie");
+    assert!(set.ends_with("; HttpOnly; SameSite=Lax; Secure"), "{set}");
+    assert_eq!(tls.get_ref().1.tls13_tickets_received(), 0);
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_none_is_given_up() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .listen("tls = { self_signed = true }\nhead_timeout = \"200ms\"")
+        .start()
+        .await;
+    for bytes in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\x16\x03\x01", b""] {
+        let mut browser = gateway.connect().await;
+        browser.send(bytes).await;
+        assert!(!browser.ends_with_reset().await || bytes.len() > 3);
+    }
+    gateway.until_metric("streamgate_connections", &[], 0.0);
+}
+
+/// An authority, and a server's certificate that it has signed.
+struct Authority {
+    ca: String,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    chain_pem: String,
+    key_pem: String,
+}
+
+fn authority(names: &[&str]) -> Authority {
+    let ca_key = KeyPair::generate().expect("a key");
+    let mut ca_params = CertificateParams::new(Vec::new()).expect("parameters");
+    ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = ca_params.self_signed(&ca_key).expect("a certificate");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
+        .expect("parameters");
+    let issuer = rcgen::Issuer::from_params(&ca_params, &ca_key);
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    Authority {
+        ca: ca.pem(),
+        chain: vec![certificate.der().clone()],
+        chain_pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
+        key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
+    }
+}
+
+/// An upstream with TLS that accepts WebSockets; it gives its port and counts handshakes by their ALPN.
+async fn secure_upstream(authority: &Authority) -> u16 {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .expect("versions");
+    let mut config = builder
+        .with_no_client_auth()
+        .with_single_cert(authority.chain.clone(), authority.key.clone_key())
+        .expect("a pair");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                assert_eq!(
+                    tls.get_ref().1.alpn_protocol(),
+                    Some(&b"http/1.1"[..]),
+                    "NVCF is spoken to in HTTP/1.1"
+                );
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match tls.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => return,
+                    }
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let answer = match header(&head, "sec-websocket-key") {
+                    Some(key) => format!(
+                        "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+                        accept(&key)
+                    ),
+                    None => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
+                };
+                drop(tls.write_all(answer.as_bytes()).await);
+                let mut sink = [0; 1024];
+                while matches!(tls.read(&mut sink).await, Ok(n) if n > 0) {}
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn the_upstream_is_verified() {
+    let (good, other) = (authority(&["localhost"]), authority(&["localhost"]));
+    let wrong_name = authority(&["elsewhere.example"]);
+    let check = async |server: &Authority, trusted: Option<&Authority>, works: bool| {
+        let port = secure_upstream(server).await;
+        let mut builder = Gateway::before(format!("localhost:{port}"));
+        if let Some(trusted) = trusted {
+            builder = builder.file("ca.pem", &trusted.ca).upstream("ca = \"ca.pem\"");
+        }
+        let gateway = builder.start().await;
+        let mut browser = gateway.connect().await;
+        browser.upgrade("/sign_in", &[]).await;
+        let (websocket, plain) = (browser.answer().await, gateway.get("/x", &[]).await);
+        if works {
+            assert_eq!((websocket.status, plain.text().as_str()), (101, "ok"));
+        } else {
+            assert_eq!((websocket.status, websocket.code().as_str()), (502, "upstream.tls"));
+            assert_eq!((plain.status, plain.code().as_str()), (502, "upstream.tls"));
+        }
+    };
+    check(&good, Some(&good), true).await;
+    check(&good, Some(&other), false).await;
+    check(&good, None, false).await;
+    check(&wrong_name, Some(&wrong_name), false).await;
+}
+
+#[tokio::test]
+async fn a_certificate_can_come_from_files_and_bad_ones_are_told() {
+    let upstream = Upstream::start().await;
+    let pair = authority(&["localhost"]);
+    let folder = Folder::new();
+    drop(folder.path());
+    let tls = "tls = { certificate = \"cert.pem\", key = \"key.pem\" }";
+    let gateway = Gateway::in_front_of(&upstream)
+        .listen(tls)
+        .file("cert.pem", &pair.chain_pem)
+        .file("key.pem", &pair.key_pem)
+        .start()
+        .await;
+    secure(&gateway, client(ring::default_provider().cipher_suites, &[&TLS13])).await.expect("a handshake");
+
+    let other = authority(&["localhost"]);
+    let told = Gateway::in_front_of(&upstream)
+        .listen(tls)
+        .file("cert.pem", &pair.chain_pem)
+        .file("key.pem", &other.key_pem)
+        .problems();
+    assert!(told.contains("certificate and key cannot be used"), "{told}");
+    let told = Gateway::in_front_of(&upstream)
+        .listen(tls)
+        .file("cert.pem", "nothing")
+        .file("key.pem", &pair.key_pem)
+        .problems();
+    assert!(told.contains("cert.pem") && told.contains("not a readable PEM file"), "{told}");
+    let told = Gateway::in_front_of(&upstream).listen(tls).problems();
+    assert!(told.contains("cert.pem"), "{told}");
+}
