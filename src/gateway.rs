@@ -88,7 +88,7 @@ impl Checked {
                 problems.push(Problem::new(place.clone(), format!("route {path:?}"), message));
             } else {
                 warnings.push(format!(
-                    "route {path:?} authenticates nobody: whoever reaches this gateway uses your key. Add an authentication plugin to its chain; STREAMGATE_REQUIRE_AUTH=true (`require_auth`) refuses to start like this"
+                    "route {path:?} authenticates nobody: whoever reaches this gateway uses your key. Add a plugin that authenticates to its chain, such as `bearer-auth`; STREAMGATE_REQUIRE_AUTH=true (`require_auth`) refuses to start like this"
                 ));
             }
         }

@@ -14,7 +14,7 @@ pub struct Rejection {
     /// For the log only. Never reaches the client.
     pub detail: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// Headers that belong to the answer, such as `WWW-Authenticate`.
-    pub headers: HeaderMap,
+    pub headers: Box<HeaderMap>,
 }
 
 /// Whose doing it was. It decides how loud the log is.
@@ -145,12 +145,12 @@ impl Code {
 impl Rejection {
     /// A rejection whose code says all.
     pub fn new(code: Code) -> Self {
-        Rejection { code, detail: None, headers: HeaderMap::new() }
+        Rejection { code, detail: None, headers: Box::default() }
     }
 
     /// A rejection with its cause, for the log.
     pub fn because(code: Code, detail: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Rejection { code, detail: Some(detail.into()), headers: HeaderMap::new() }
+        Rejection { code, detail: Some(detail.into()), headers: Box::default() }
     }
 
     /// The cause as the log shows it.

@@ -8,4 +8,4 @@ mod metrics;
 pub(crate) use access_log::{AccessLog, Line};
 pub(crate) use admin::Admin;
 pub(crate) use log::install as install_log;
-pub(crate) use metrics::{Metrics, Plugins};
+pub(crate) use metrics::{Metrics, Plugins, reference};

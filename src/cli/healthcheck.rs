@@ -1,29 +1,58 @@
 //! `streamgate healthcheck`: one request to a health path, for images that have no `curl`.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::cli::Failure;
+use crate::cli::{Failure, File};
+use crate::config::Role;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// What to ask: `address:port/path`.
-    #[arg(default_value = "127.0.0.1:9090/healthz")]
-    target: String,
+    #[command(flatten)]
+    file: File,
+    /// What to ask: `address:port/path`. Without it the admin server is asked, then the control server, where the
+    /// configuration has them.
+    target: Option<String>,
 }
 
 /// Docker gives a check 30 s; a healthy process answers at once.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let (address, path) = options.target.split_once('/').unwrap_or((&options.target, "healthz"));
-    let address: SocketAddr =
-        address.parse().map_err(|_| Failure::new(format!("not an address: {address:?}")))?;
-    let status = ask(address, path).map_err(|it| Failure::new(format!("{}: {it}", options.target)))?;
-    match status.as_str() {
-        "200" => Ok(()),
-        other => Err(Failure::new(format!("{}: answered {other}", options.target))),
+    let targets = match &options.target {
+        Some(target) => {
+            let (address, path) = target.split_once('/').unwrap_or((target, "healthz"));
+            let parsed = address.parse().map_err(|_| Failure::new(format!("not an address: {address:?}")))?;
+            vec![(parsed, path.to_owned())]
+        }
+        None => configured(&options.file)?,
+    };
+    let mut failures = Vec::new();
+    for (address, path) in targets {
+        match ask(address, &path) {
+            Ok(status) if status == "200" => return Ok(()),
+            Ok(status) => failures.push(format!("{address}/{path}: answered {status}")),
+            Err(error) => failures.push(format!("{address}/{path}: {error}")),
+        }
+    }
+    Err(Failure::new(failures.join("\n")))
+}
+
+/// The health paths of the process that this configuration is for: which of the two it runs, its command line says.
+fn configured(file: &File) -> Result<Vec<(SocketAddr, String)>, Failure> {
+    let config = file.sources()?.resolve(Role::Stream)?;
+    let control = config.streaming.map(|it| it.control);
+    let addresses = [Some(config.admin.address), control];
+    Ok(addresses.into_iter().flatten().map(|it| (local(it), "healthz".to_owned())).collect())
+}
+
+/// The address under which this machine reaches itself.
+fn local(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if !ip.is_unspecified() => address,
+        IpAddr::V4(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(_) => SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), address.port()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::Failure;
-use crate::{config, lua, rejection};
+use crate::{config, lua, rejection, telemetry};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -16,6 +16,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let pages = [
         ("docs/reference/configuration.md", config::reference()),
         ("docs/reference/errors.md", rejection::reference()),
+        ("docs/reference/metrics.md", telemetry::reference()),
         ("docs/reference/lua.md", lua::api_page()),
         ("lua/types/streamgate.lua", lua::api_types()),
     ];

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -12,9 +13,11 @@ use pingora::protocols::{
     UniqueID,
 };
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
+
+use crate::clock::Clock;
 
 /// A connection.
 #[derive(Debug)]
@@ -30,6 +33,10 @@ enum Io {
     /// Boxed: its state is large, and most of a gateway's connections may be plain.
     Tls(Box<TlsStream<TcpStream>>),
 }
+
+/// How long a peer may go on sending after our end, and how much; then the connection is cut.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
 
 /// Most bytes held back.
 const MOST_HELD: usize = 8 << 10;
@@ -54,9 +61,25 @@ impl Conn {
 
     /// Ends the connection with RST instead of FIN once it is dropped.
     pub(crate) fn reset_on_drop(&self) {
-        if let Err(error) = SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO)) {
+        if let Err(error) = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "A connection could not be marked for a reset.");
         }
+    }
+
+    /// Waits for the peer's end once ours is sent, for a bounded time: a peer that is still sending would otherwise be
+    /// reset before it has read what was sent last (RFC 9112 section 9.6).
+    pub(crate) async fn linger(&mut self, clock: &Clock) {
+        let end = async {
+            let mut sink = [0; 4096];
+            let mut left = LINGER_BYTES;
+            while left > 0 {
+                match self.read(&mut sink).await {
+                    Ok(n) if n > 0 => left = left.saturating_sub(n),
+                    _ => break,
+                }
+            }
+        };
+        clock.timeout(LINGER, end).await;
     }
 
     /// Writes without holding anything back. Nothing may be held.

@@ -88,7 +88,7 @@ pub(crate) async fn serve(
         Err(stop) => {
             let response = match stop {
                 Stop::Reject(rejection) => respond::reject(worker.rejected(rejection), &mut exchange),
-                Stop::Respond(response) => response,
+                Stop::Respond(response) => *response,
             };
             let keep_alive = keep_alive && !head.has_body();
             let conn =

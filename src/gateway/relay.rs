@@ -11,14 +11,15 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::join;
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use crate::clock::Timer;
+use crate::clock::{Clock, Timer};
 use crate::gateway::conn::Conn;
-use crate::gateway::websocket;
-use crate::gateway::worker::Worker;
+use crate::gateway::websocket::Place;
+use crate::gateway::worker::{LAST_BYTES, Worker};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Phase};
 use crate::session::{
@@ -32,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) route: RouteChain,
     pub(crate) function: String,
     pub(crate) started: Instant,
+    /// Its place among the sessions, held as long as it lives.
+    pub(crate) _place: Place,
 }
 
 /// Bytes read at a time.
@@ -39,9 +42,6 @@ const SCRATCH: usize = 32 << 10;
 
 /// Reads of one leg before other sessions get their turn.
 const TURNS: usize = 8;
-
-/// How long a flush of the last bytes may take once the session has ended.
-const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
@@ -54,7 +54,7 @@ pub(crate) async fn run(
     from_browser: Bytes,
     upstream: Conn,
     from_upstream: Bytes,
-    record: Box<Record>,
+    mut record: Box<Record>,
 ) {
     let guard = worker.relay_begins();
     let shared = std::sync::Arc::clone(&worker.shared);
@@ -90,56 +90,15 @@ pub(crate) async fn run(
         );
     }
     let end = end.expect("the relay has ended");
+    relay.report(&mut record, end);
     relay.finish(end).await;
-    let [browser, upstream] = relay.legs;
-    let (received, sent) = (browser.n_bytes, upstream.n_bytes);
-    drop((browser, upstream));
-    close(&relay.worker, *record, end, received, sent);
-    drop(guard);
+    drop((record, guard)); // its place is free once its connections are gone
 }
 
 async fn drained(draining: &mut watch::Receiver<bool>) {
     if draining.wait_for(|it| *it).await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// The last line of a session.
-fn close(worker: &Worker, mut record: Record, end: End, received: u64, sent: u64) {
-    let shared = &worker.shared;
-    let took = shared.clock.now() - record.started;
-    websocket::release(worker);
-    shared.metrics.session_attached(-1);
-    shared.metrics.session_end(end.reason.name(), took);
-    match end.reason {
-        Reason::BrowserSilent => shared.metrics.leg_lost(Leg::Browser),
-        Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
-        _ => {}
-    }
-    let exchange = &mut record.exchange;
-    tracing::info!(
-        request = %exchange.id, principal = exchange.principal_id(), reason = end.reason.name(), code = end.code,
-        seconds = took.as_secs_f64(), "A session ended."
-    );
-    exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
-    worker.log_phase(&record.route.chain, exchange, Phase::Log);
-    shared.access.write(&Line {
-        kind: "session",
-        at: shared.clock.wall(),
-        id: &exchange.id,
-        client: exchange.client,
-        method: exchange.method.as_str(),
-        path: &exchange.path,
-        route: &exchange.route,
-        principal: exchange.principal_id(),
-        function: &record.function,
-        status: 101,
-        reason: end.reason.name(),
-        close: end.code,
-        received,
-        sent,
-        took,
-    });
 }
 
 /// Both legs of a session.
@@ -210,6 +169,20 @@ impl LegState {
             self.needs_flush = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ends the connection. A peer that does not take its last bytes is left.
+    async fn finish(&mut self, ending: Ending, clock: &Clock) {
+        if ending == Ending::Reset {
+            return self.conn.reset_on_drop();
+        }
+        let last = poll_fn(|cx| {
+            std::task::ready!(self.poll_drain(cx))?;
+            Pin::new(&mut self.conn).poll_shutdown(cx)
+        });
+        if let Some(Ok(())) = clock.timeout(LAST_BYTES, last).await {
+            self.conn.linger(clock).await;
+        }
     }
 }
 
@@ -373,22 +346,49 @@ impl Relay {
         self.legs[leg as usize].out.extend_from_slice(&bytes[..len]);
     }
 
+    /// The last line of a session.
+    fn report(&self, record: &mut Record, end: End) {
+        let worker = &self.worker;
+        let shared = &worker.shared;
+        let took = shared.clock.now() - record.started;
+        shared.metrics.session_attached(-1);
+        shared.metrics.session_end(end.reason.name(), took);
+        match end.reason {
+            Reason::BrowserSilent => shared.metrics.leg_lost(Leg::Browser),
+            Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
+            _ => {}
+        }
+        let exchange = &mut record.exchange;
+        tracing::info!(
+            request = %exchange.id, principal = exchange.principal_id(), reason = end.reason.name(), code = end.code,
+            seconds = took.as_secs_f64(), "A session ended."
+        );
+        exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
+        worker.log_phase(&record.route.chain, exchange, Phase::Log);
+        shared.access.write(&Line {
+            kind: "session",
+            at: shared.clock.wall(),
+            id: &exchange.id,
+            client: exchange.client,
+            method: exchange.method.as_str(),
+            path: &exchange.path,
+            route: &exchange.route,
+            principal: exchange.principal_id(),
+            function: &record.function,
+            status: 101,
+            reason: end.reason.name(),
+            close: end.code,
+            received: self.legs[Leg::Browser as usize].n_bytes,
+            sent: self.legs[Leg::Upstream as usize].n_bytes,
+            took,
+        });
+    }
+
     /// Ends both connections, each in its way.
     async fn finish(&mut self, end: End) {
-        let clock = self.worker.shared.clock.clone();
-        for (leg, ending) in [(Leg::Browser, end.browser), (Leg::Upstream, end.upstream)] {
-            let state = &mut self.legs[leg as usize];
-            if ending == Ending::Reset {
-                state.conn.reset_on_drop();
-                continue;
-            }
-            let flushed = poll_fn(|cx| {
-                std::task::ready!(state.poll_drain(cx))?;
-                Pin::new(&mut state.conn).poll_shutdown(cx)
-            });
-            // A peer that does not take its last bytes is left.
-            let _ = clock.timeout(FLUSH, flushed).await;
-        }
+        let clock = &self.worker.shared.clock;
+        let [browser, upstream] = &mut self.legs;
+        join(browser.finish(end.browser, clock), upstream.finish(end.upstream, clock)).await;
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn reject(rejection: Rejection, exchange: &mut Exchange) -> LocalResp
         "detail": code.message(),
         "request_id": request,
     });
-    let mut headers = rejection.headers;
+    let mut headers = *rejection.headers;
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(request) {

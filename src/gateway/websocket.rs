@@ -2,6 +2,7 @@
 //! is the browser answered.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -16,13 +17,13 @@ use http::{HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::Refusal;
-use crate::gateway::admit;
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, RequestHead};
 use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
 use crate::gateway::upstream::{DialError, Upgraded, accept};
 use crate::gateway::worker::{Worker, close_politely};
+use crate::gateway::{Shared, admit};
 use crate::lua::RouteChain;
 use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Stop};
 use crate::rejection::{Code, Rejection};
@@ -77,22 +78,15 @@ pub(crate) async fn serve(
     let opened = open(worker, &mut conn, &mut early, &head, &mut exchange, &route, &mut stage).await;
     let shared = &worker.shared;
     match opened {
-        Ok(Opened { accept_key, function, upgraded }) => {
+        Ok(Opened { accept_key, function, upgraded, place }) => {
             let answer = answer(worker, &mut exchange, &route, &function, &accept_key, &upgraded);
             let (bytes, session) = match answer {
                 Ok(answer) => answer,
                 Err(rejection) => {
-                    release(worker);
-                    return refuse(
-                        worker,
-                        conn,
-                        &mut exchange,
-                        &route,
-                        Stop::Reject(rejection),
-                        Some(accept_key),
-                        started,
-                    )
-                    .await;
+                    drop((upgraded, place));
+                    let stop = Stop::Reject(rejection);
+                    return refuse(worker, conn, &mut exchange, &route, stop, Some(accept_key), started)
+                        .await;
                 }
             };
             let written = async {
@@ -101,8 +95,7 @@ pub(crate) async fn serve(
             };
             if let Err(error) = written.await {
                 tracing::debug!(request = %exchange.id, %error, "The browser left before it was answered.");
-                shared.metrics.session_start("browser_gone");
-                return release(worker);
+                return shared.metrics.session_start("browser_gone");
             }
             let now = shared.clock.now();
             shared.metrics.session_start("opened");
@@ -111,7 +104,7 @@ pub(crate) async fn serve(
             shared.metrics.session_setup("total", now - started);
             shared.metrics.request(&exchange.route, 101);
             tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed = session.resumed, "A session was opened.");
-            let record = Record { exchange, route, function: function.id, started: now };
+            let record = Record { exchange, route, function: function.id, started: now, _place: place };
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             tokio::task::spawn_local(relay::run(
                 Rc::clone(worker),
@@ -142,7 +135,11 @@ struct Opened {
     accept_key: String,
     function: Function,
     upgraded: Upgraded,
+    place: Place,
 }
+
+/// One of the places for sessions, given back when it is dropped.
+pub(crate) struct Place(Arc<Shared>);
 
 enum Failure {
     /// Nothing was opened. With the accept key, the refusal may also be a Close frame.
@@ -174,38 +171,29 @@ async fn open(
     let ticket = admit::ticket(shared, exchange, &function);
     admit::upstream_headers(worker, &route.chain, exchange).await.map_err(stop)?;
     stage.policy = shared.clock.now();
-    claim(worker).map_err(|code| stop(Stop::Reject(code.into())))?;
+    let place = Place::claim(shared).map_err(|code| stop(Stop::Reject(code.into())))?;
 
     let offer = exchange.offer.passed_on().collect::<Vec<_>>().join(", ");
     let target = admit::target(exchange);
     let mut ticket = ticket;
     loop {
         let mut headers = exchange.upstream.clone();
-        if let Err(rejection) = admit::sign(shared, &mut headers, &function, ticket.as_ref()) {
-            release(worker);
-            return Err(stop(Stop::Reject(rejection)));
-        }
+        admit::sign(shared, &mut headers, &function, ticket.as_ref()).map_err(|it| stop(Stop::Reject(it)))?;
         let dialled = tokio::select! {
             dialled = shared.dialer.upgrade(&target, headers, &offer) => dialled,
-            () = gone(conn, early) => {
-                release(worker);
-                return Err(Failure::BrowserGone);
-            }
+            () = gone(conn, early) => return Err(Failure::BrowserGone),
         };
         match dialled {
             Ok(upgraded) => {
                 stage.dialled = shared.clock.now();
-                return Ok(Opened { accept_key, function, upgraded });
+                return Ok(Opened { accept_key, function, upgraded, place });
             }
             Err(error) if ticket.is_some() && is_stale(&error) => {
                 // The session is gone; the browser gets a new one. Once: the next answer is believed.
                 tracing::info!(request = %exchange.id, %error, "A session could not be resumed; a new one is started.");
                 ticket = None;
             }
-            Err(error) => {
-                release(worker);
-                return Err(stop(Stop::Reject(respond::rescue_dial(&error))));
-            }
+            Err(error) => return Err(stop(Stop::Reject(respond::rescue_dial(&error)))),
         }
     }
 }
@@ -238,19 +226,20 @@ async fn gone(conn: &mut Conn, early: &mut BytesMut) {
     std::future::pending().await
 }
 
-/// Takes one of the places for sessions.
-fn claim(worker: &Worker) -> Result<(), Code> {
-    let max = worker.shared.config.sessions.max;
-    let claimed = worker
-        .shared
-        .n_sessions
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
-    claimed.map(drop).map_err(|_| Code::SessionsFull)
+impl Place {
+    fn claim(shared: &Arc<Shared>) -> Result<Place, Code> {
+        let one_more = |n| (n < shared.config.sessions.max).then_some(n + 1);
+        match shared.n_sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(Place(Arc::clone(shared))),
+            Err(_) => Err(Code::SessionsFull),
+        }
+    }
 }
 
-/// Gives the place back.
-pub(crate) fn release(worker: &Worker) {
-    worker.shared.n_sessions.fetch_sub(1, Ordering::Relaxed);
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.n_sessions.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Session {
@@ -322,7 +311,7 @@ async fn refuse(
         }
         Stop::Respond(response) => {
             shared.metrics.session_start("answered");
-            (response, None)
+            (*response, None)
         }
     };
     let subprotocol =

@@ -43,9 +43,8 @@ pub(crate) struct RelayGuard(Rc<Worker>);
 /// A pause after an accept that failed for want of files or memory: retrying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How much a browser may still send, and how long, once its answer is written; then the connection is cut.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
+/// How long a peer may take over its last bytes.
+pub(crate) const LAST_BYTES: Duration = Duration::from_secs(5);
 
 /// How often a worker's VM is measured.
 const MEASURE: Duration = Duration::from_secs(5);
@@ -347,22 +346,13 @@ impl Drop for Counted {
     }
 }
 
-/// Writes the last bytes of a connection so that they arrive: a peer that is still sending would otherwise be reset
-/// before it has read them (RFC 9112 section 9.6).
+/// Writes the last bytes of a connection so that they arrive.
 pub(crate) async fn close_politely(conn: &mut Conn, bytes: &[u8], clock: &Clock) {
-    let all = async {
+    let last = async {
         conn.write_all(bytes).await?;
-        conn.flush().await?;
-        AsyncWriteExt::shutdown(conn).await?;
-        let mut sink = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match conn.read(&mut sink).await? {
-                0 => break,
-                n => left = left.saturating_sub(n),
-            }
-        }
-        std::io::Result::Ok(())
+        AsyncWriteExt::shutdown(conn).await
     };
-    drop(clock.timeout(LINGER, all).await); // the connection ends either way
+    if let Some(Ok(())) = clock.timeout(LAST_BYTES, last).await {
+        conn.linger(clock).await;
+    }
 }

@@ -261,7 +261,7 @@ fn outcome(lua: &Lua, exchange: &Exchange, stop: Option<Stop>, bench: &Bench) ->
         Some(Stop::Reject(rejection)) => {
             out.raw_set("code", rejection.code.as_str())?;
             out.raw_set("status", rejection.code.status().as_u16())?;
-            answered = rejection.headers;
+            answered = *rejection.headers;
         }
         Some(Stop::Respond(response)) => {
             out.raw_set("status", response.status.as_u16())?;

@@ -63,7 +63,7 @@ pub enum Stop {
     /// The request is not served.
     Reject(Rejection),
     /// The request is answered here.
-    Respond(LocalResponse),
+    Respond(Box<LocalResponse>),
 }
 
 /// How a call ended, for the metrics.
@@ -259,7 +259,9 @@ mod tests {
         }
     }
 
-    fn chain(steps: Vec<(&str, OnError, fn(Phase) -> Result<Decision, Failure>)>) -> Chain {
+    type Script = fn(Phase) -> Result<Decision, Failure>;
+
+    fn chain(steps: Vec<(&str, OnError, Script)>) -> Chain {
         let mut chain = Chain::new();
         for (name, on_error, answer) in steps {
             chain.push(name, name, on_error, Box::new(Scripted(Box::new(answer))));

@@ -13,7 +13,7 @@ pub enum Decision {
     /// The request is not served.
     Reject(Rejection),
     /// The request is answered here, without an upstream.
-    Respond(LocalResponse),
+    Respond(Box<LocalResponse>),
 }
 
 /// A response made here, without an upstream.

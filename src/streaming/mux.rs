@@ -466,4 +466,60 @@ mod tests {
         assert_eq!(Datagram::of(&[]), Datagram::Unknown);
         assert_eq!(Datagram::of(&[0x40; 40]), Datagram::Unknown);
     }
+
+    /// A port with two sessions, `a` and `b`.
+    fn shared_port() -> (Arc<Mux>, [Handle; 2]) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let mux =
+            Mux::new(socket, Vec::new(), &Metrics::new(), &Clock::paused()).expect("a port can be shared");
+        let session = |ufrag: &str| {
+            let placeholder = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+            let runtime = MuxRuntime::new(&mux);
+            runtime.wrap_udp_socket(placeholder).expect("a socket");
+            let socket = runtime.socket().expect("it was asked for");
+            mux.register(ufrag, &socket);
+            Handle(socket)
+        };
+        let sessions = [session("a"), session("b")];
+        (mux, sessions)
+    }
+
+    /// A session sends a datagram.
+    fn send(session: &Handle, to: SocketAddr, contents: &[u8]) {
+        let transmit = Transmit { destination: to, ecn: None, contents, segment_size: None, src_ip: None };
+        let sent = session.poll_send(&mut Context::from_waker(Waker::noop()), &transmit);
+        assert!(matches!(sent, Poll::Ready(Ok(_))));
+    }
+
+    #[tokio::test]
+    async fn an_address_belongs_to_the_session_that_has_verified_it() {
+        let (mux, [a, b]) = shared_port();
+        let browser: SocketAddr = "127.0.0.1:9".parse().expect("an address");
+        let rtp = [0x80; 40];
+        let owner = |bytes: &[u8]| mux.owner(Datagram::of(bytes), bytes, browser);
+        let is = |it: Option<Arc<VirtualSocket>>, session: &Handle| {
+            it.is_some_and(|it| Arc::ptr_eq(&it, &session.0))
+        };
+        assert!(owner(&rtp).is_none(), "nobody has verified it");
+        assert!(is(owner(&request(b"a:x")), &a) && is(owner(&request(b"b:x")), &b));
+        assert!(owner(&rtp).is_none(), "a request alone proves nothing");
+        send(&a, browser, &rtp);
+        assert!(owner(&rtp).is_none(), "nor does what a session sends on its own");
+        send(&a, browser, &[0x01, 0x01, 0, 0]);
+        assert!(is(owner(&rtp), &a));
+        send(&b, browser, &[0x01, 0x01, 0, 0]);
+        assert!(is(owner(&rtp), &b), "the latest that was verified");
+        mux.forget(&b.0);
+        assert!(owner(&rtp).is_none() && owner(&request(b"b:x")).is_none());
+        assert_eq!(mux.sizes(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_session_learns_no_more_addresses_than_a_browser_has() {
+        let (mux, [a, _b]) = shared_port();
+        for port in 1..1000 {
+            send(&a, SocketAddr::from(([127, 0, 0, 1], port)), &[0x01, 0x01, 0, 0]);
+        }
+        assert_eq!(mux.sizes(), (2, MOST_ADDRESSES as usize));
+    }
 }

@@ -155,7 +155,8 @@ fn request(
         Proof::ShortTerm => {
             setters.push(username());
             let provider = provider.crypto();
-            setters.push(Box::new(MessageIntegrity::new_short_term_integrity_with_provider(password, provider)));
+            setters
+                .push(Box::new(MessageIntegrity::new_short_term_integrity_with_provider(password, provider)));
         }
         Proof::LongTerm { realm, nonce } => {
             setters.push(username());

@@ -71,8 +71,10 @@ const LIFE: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.
 impl Metrics {
     /// Metrics that start at zero.
     pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let r = &registry;
+        Metrics::registered(&Registrar::default())
+    }
+
+    fn registered(r: &Registrar) -> Self {
         let legs = |it: IntCounterVec| Leg::BOTH.map(|leg| it.with_label_values(&[leg.name()]));
         let directions = |it: IntCounterVec| {
             ["to_upstream", "to_browser"].map(|direction| it.with_label_values(&[direction]))
@@ -186,9 +188,9 @@ impl Metrics {
                 "Lines of the access log lost because its reader was too slow.",
             ),
             streaming: Streaming::new(r),
-            registry,
+            registry: r.registry.clone(),
         };
-        gauges(&metrics.registry, "streamgate_build_info", "1, with the version as a label.", &["version"])
+        gauges(r, "streamgate_build_info", "1, with the version as a label.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         metrics.sessions.with_label_values(&["attached"]).set(0);
@@ -271,7 +273,7 @@ impl Metrics {
 }
 
 impl Streaming {
-    fn new(r: &Registry) -> Self {
+    fn new(r: &Registrar) -> Self {
         Streaming {
             sessions: gauges(
                 r,
@@ -437,32 +439,80 @@ impl Watch for Plugins {
     }
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: Result<C, prometheus::Error>) -> C {
-    let metric = metric.expect("the name and the labels of a metric are well formed");
-    registry.register(Box::new(metric.clone())).expect("each metric is registered once");
-    metric
+/// Registers metrics and notes what the reference page says about them.
+#[derive(Default)]
+struct Registrar {
+    registry: Registry,
+    rows: RefCell<Vec<String>>,
 }
 
-fn counter(r: &Registry, name: &str, help: &str) -> IntCounter {
-    register(r, IntCounter::new(name, help))
+impl Registrar {
+    fn register<C: Collector + Clone + 'static>(
+        &self,
+        kind: &str,
+        metric: Result<C, prometheus::Error>,
+    ) -> C {
+        let metric = metric.expect("the name and the labels of a metric are well formed");
+        self.registry.register(Box::new(metric.clone())).expect("each metric is registered once");
+        for desc in metric.desc() {
+            let labels: Vec<String> = desc.variable_labels.iter().map(|it| format!("`{it}`")).collect();
+            let row = format!("| `{}` | {kind} | {} | {} |\n", desc.fq_name, labels.join(", "), desc.help);
+            self.rows.borrow_mut().push(row);
+        }
+        metric
+    }
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(r, IntCounterVec::new(Opts::new(name, help), labels))
+fn counter(r: &Registrar, name: &str, help: &str) -> IntCounter {
+    r.register("counter", IntCounter::new(name, help))
 }
 
-fn gauge(r: &Registry, name: &str, help: &str) -> IntGauge {
-    register(r, IntGauge::new(name, help))
+fn counters(r: &Registrar, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    r.register("counter", IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(r, IntGaugeVec::new(Opts::new(name, help), labels))
+fn gauge(r: &Registrar, name: &str, help: &str) -> IntGauge {
+    r.register("gauge", IntGauge::new(name, help))
 }
 
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+fn gauges(r: &Registrar, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    r.register("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
-fn histograms(r: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-    register(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+fn histogram(r: &Registrar, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    r.register("histogram", Histogram::with_opts(opts))
+}
+
+fn histograms(r: &Registrar, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+    let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    r.register("histogram", HistogramVec::new(opts, labels))
+}
+
+/// `docs/reference/metrics.md`.
+pub(crate) fn reference() -> String {
+    let registrar = Registrar::default();
+    Metrics::registered(&registrar);
+    let mut rows = registrar.rows.into_inner();
+    rows.sort_unstable();
+    format!(
+        "# Metrics\n\n\
+         <!-- Written by `make docs` from src/telemetry/metrics.rs; do not edit. -->\n\n\
+         The gateway serves them at `/metrics` of `admin.address`, the streaming server at `/metrics` of its control server, in Prometheus' text format.\n\
+         Names and labels are stable.\n\
+         No label has the id of a session or a request, so their number does not grow with the traffic.\n\
+         Durations are in seconds, sizes in bytes.\n\n\
+         | name | type | labels | what it counts |\n|---|---|---|---|\n{}",
+        rows.concat()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_page_is_fresh() {
+        assert_eq!(include_str!("../../docs/reference/metrics.md"), reference(), "run `make docs`");
+    }
 }

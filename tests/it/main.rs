@@ -7,6 +7,8 @@
 
 mod support;
 
+mod cli;
+mod docker;
 mod frontdoor;
 mod handshake;
 mod http;

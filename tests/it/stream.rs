@@ -323,10 +323,7 @@ async fn a_port_outside_the_range_is_never_taken() {
         Sources::new(Env::default()).with_file("stream.toml", file).resolve(Role::Stream).expect("valid");
     let third = gateway::run(move || config, Clock::system(), Folder::new()).await;
     let told = third.err().expect("the range is used up").to_string();
-    assert!(
-        told.contains(&format!("streaming.{range}")) && told.contains("no free UDP port"),
-        "{told}"
-    );
+    assert!(told.contains(&format!("streaming.{range}")) && told.contains("no free UDP port"), "{told}");
 }
 
 /// The candidate that a STUN server has opened, once it has.

@@ -2,6 +2,7 @@
 
 pub mod gateway;
 pub mod log;
+pub mod process;
 pub mod raw;
 pub mod upstream;
 
@@ -26,7 +27,6 @@ pub const TOKEN: &str = "canary-token-of-ada";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for something that must come.
-#[track_caller]
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,

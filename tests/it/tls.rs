@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::support::raw::accept;
 use crate::support::upstream::{Act, header};
-use crate::support::{Client, Folder, Gateway, Upstream};
+use crate::support::{Client, Gateway, Upstream};
 
 /// Trusts every certificate, as a developer's browser is told to.
 #[derive(Debug)]
@@ -240,8 +240,6 @@ async fn the_upstream_is_verified() {
 async fn a_certificate_can_come_from_files_and_bad_ones_are_told() {
     let upstream = Upstream::start().await;
     let pair = authority(&["localhost"]);
-    let folder = Folder::new();
-    drop(folder.path());
     let tls = "tls = { certificate = \"cert.pem\", key = \"key.pem\" }";
     let gateway = Gateway::in_front_of(&upstream)
         .listen(tls)

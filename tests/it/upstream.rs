@@ -139,14 +139,14 @@ async fn an_upstream_that_speaks_garbage_or_hangs_up_is_a_502() {
 
 #[tokio::test]
 async fn an_informational_answer_is_passed_over() {
-    let accept = crate::support::raw::accept;
-    drop(accept); // the key is the gateway's own, so the upstream that answers is the ordinary one
-    let mut upstream = Upstream::start().await;
+    let mut upstream = Upstream::that(Act::AcceptAfter("HTTP/1.1 102 Processing\r\n\r\n".repeat(3))).await;
     let gateway = Gateway::in_front_of(&upstream).start().await;
     let mut client = gateway.connect().await;
     client.upgrade("/sign_in", &[]).await;
-    assert_eq!(client.answer().await.status, 101);
-    drop(upstream.leg().await);
+    assert_eq!(client.answer().await.status, 101, "the first that the browser sees");
+    let mut leg = upstream.leg().await;
+    leg.send(1, b"hello").await;
+    assert_eq!(client.frame().await.expect("a frame").payload, b"hello");
 }
 
 #[tokio::test]

@@ -158,7 +158,7 @@ handle! {
             return Err(misuse(format!("request:reject: the code {:?} is neither the gateway's nor in schema.lua", &*name)));
         };
         let mut rejection = Rejection::new(code);
-        rejection.headers = header_map("request:reject", headers)?;
+        *rejection.headers = header_map("request:reject", headers)?;
         decide(live, Decision::Reject(rejection))
     }
 
@@ -173,7 +173,7 @@ handle! {
             return Err(misuse(format!("request:respond: a body has at most {LARGEST_BODY} bytes")));
         }
         let headers = header_map("request:respond", headers)?;
-        decide(live, Decision::Respond(LocalResponse { status, headers, body }))
+        decide(live, Decision::Respond(Box::new(LocalResponse { status, headers, body })))
     }
 }
 

@@ -103,8 +103,7 @@ impl WebRtc {
 impl Engine for WebRtc {
     async fn open(&self, events: mpsc::Sender<PeerEvent>) -> Result<Arc<dyn Peer>, PeerError> {
         let mut media = MediaEngine::default();
-        let parameters =
-            RTCRtpCodecParameters { rtp_codec: self.codec(), payload_type: 96, ..Default::default() };
+        let parameters = RTCRtpCodecParameters { rtp_codec: self.codec(), payload_type: 96 };
         media.register_codec(parameters, RtpCodecKind::Video).map_err(failed)?;
         // What a sender needs: lost packets again, reports for the receiver's clock, and requests for keyframes.
         let interceptors = Registry::new()

@@ -26,7 +26,7 @@ pub struct Builder {
 pub struct Gateway {
     pub addresses: Addresses,
     pub clock: Clock,
-    pub folder: Folder,
+    _folder: Folder,
     metrics: Box<dyn Fn() -> String + Send + Sync>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -83,11 +83,6 @@ impl Gateway {
         let text = (self.metrics)();
         let line = text.lines().find_map(|it| it.strip_prefix(&series)?.strip_prefix(' '));
         line.map_or(0.0, |it| it.parse().expect("a metric is a number"))
-    }
-
-    /// All metrics.
-    pub fn metrics(&self) -> String {
-        (self.metrics)()
     }
 
     /// Waits until a metric has a value: what is counted is counted a moment after the browser has seen it.
@@ -255,5 +250,5 @@ pub async fn run(
         });
     });
     let (addresses, metrics) = built.await.expect("the gateway says how it began")?;
-    Ok(Gateway { addresses, clock, folder, metrics, stop: Some(stop), thread: Some(thread) })
+    Ok(Gateway { addresses, clock, _folder: folder, metrics, stop: Some(stop), thread: Some(thread) })
 }

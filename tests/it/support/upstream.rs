@@ -16,6 +16,8 @@ use super::soon;
 pub enum Act {
     /// Opens the WebSocket, with these lines in the 101, and gives the connection to the test.
     Accept(String),
+    /// Says these bytes first, then opens the WebSocket.
+    AcceptAfter(String),
     /// Answers these bytes, then closes.
     Answer(String),
     /// Answers a plain request with its own head as the body, again and again.
@@ -119,10 +121,15 @@ async fn serve(
     while let Some(head) = read_head(&mut stream, &mut buf).await {
         heads.lock().expect("not poisoned").push(head.clone());
         match &act {
-            Act::Accept(lines) => {
+            Act::Accept(_) | Act::AcceptAfter(_) => {
+                let (before, lines) = match &act {
+                    Act::AcceptAfter(before) => (before.as_str(), ""),
+                    Act::Accept(lines) => ("", lines.as_str()),
+                    _ => unreachable!("one of the two"),
+                };
                 let key = header(&head, "sec-websocket-key").unwrap_or_default();
                 let answer = format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n{lines}\r\n",
+                    "{before}HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n{lines}\r\n",
                     accept(&key)
                 );
                 drop(stream.write_all(answer.as_bytes()).await);
