@@ -7,8 +7,10 @@
 
 mod support;
 
+mod browser;
 mod cli;
 mod docker;
+mod docs;
 mod frontdoor;
 mod handshake;
 mod http;

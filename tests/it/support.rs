@@ -1,5 +1,6 @@
 //! What the tests are written with: a gateway, an upstream, a browser, each with ports and a folder of its own.
 
+pub mod chromium;
 pub mod gateway;
 pub mod log;
 pub mod process;

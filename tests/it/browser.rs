@@ -1,0 +1,148 @@
+//! The page in a real browser: a picture that went the whole way, and plain words when something is wrong.
+
+use std::time::Duration;
+
+use streamgate::clock::Clock;
+use streamgate::config::{Env, Role, Sources};
+
+use crate::support::chromium::{Chromium, Page};
+use crate::support::process::Process;
+use crate::support::{Folder, Gateway, gateway};
+
+const FRAMES: &str = "Number(document.querySelector('#video').dataset.framesDecoded ?? 0)";
+
+fn reads(id: &str, text: &str) -> String {
+    format!("document.querySelector('#{id}').textContent.includes({text:?})")
+}
+
+/// The demo, and the address that it prints.
+async fn demo(args: &[&str]) -> (Process, String) {
+    let args = [&["demo", "--listen", "127.0.0.1:0", "--token", "hello"], args].concat();
+    let process = Process::start(&args, &[]);
+    let line = process.stdout.line_with("Open ").await;
+    (process, line.trim_start_matches("Open").trim().to_owned())
+}
+
+/// Waits until the picture moves.
+async fn streams(browser: &mut Chromium, page: &Page) {
+    browser.until(page, &reads("state", "Streaming")).await;
+    browser.until(page, &format!("{FRAMES} > 5")).await;
+    let so_far = browser.value(page, FRAMES).await;
+    browser.until(page, &format!("{FRAMES} > {so_far} + 20")).await;
+    browser.until(page, "document.querySelector('#cover').hidden").await;
+}
+
+async fn whole_way(args: &[&str], scheme: &str) {
+    let (mut process, url) = demo(args).await;
+    assert!(url.starts_with(scheme) && url.ends_with("#token=hello"), "{url}");
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&url).await;
+    streams(&mut browser, &page).await;
+    // The picture is the function's, not a still: two moments of it differ.
+    let pixels = "(async () => {
+        const canvas = document.createElement('canvas');
+        [canvas.width, canvas.height] = [64, 36];
+        const shot = () => {
+            canvas.getContext('2d').drawImage(document.querySelector('#video'), 0, 0, 64, 36);
+            return canvas.getContext('2d').getImageData(0, 0, 64, 36).data.join();
+        };
+        const first = shot();
+        while (shot() === first) await new Promise((next) => requestAnimationFrame(next));
+        return new Set(first.split(',')).size;
+    })()";
+    let n_shades = browser.value(&page, pixels).await.as_u64().expect("a number");
+    assert!(n_shades > 20, "a picture has more than {n_shades} shades");
+
+    let center = browser
+        .value(&page, "(() => { const it = document.querySelector('#stage').getBoundingClientRect(); return [it.x + it.width / 2, it.y + it.height / 2]; })()")
+        .await;
+    let [x, y] = [0, 1].map(|idx| center[idx].as_f64().expect("a number"));
+    browser.click(&page, x, y).await;
+    browser.until(&page, &reads("echo-last", "up came back")).await;
+    browser.press(&page, "k").await;
+    browser.until(&page, &reads("echo-last", "key-up k came back")).await;
+    for measured in ["rtt", "fps", "bitrate", "echo-time"] {
+        browser.until(&page, &format!("Number(document.querySelector('#{measured}').textContent) > 0")).await;
+    }
+    // Another viewer on the same media port.
+    let other = browser.open(&url).await;
+    streams(&mut browser, &other).await;
+    browser.value(&other, "document.querySelector('#end').click()").await;
+    browser.until(&other, &reads("state", "Ended")).await;
+
+    browser.value(&page, "document.querySelector('#cut').click()").await;
+    browser.until(&page, &reads("cover-title", "The connection was lost")).await;
+    browser.value(&page, "document.querySelector('#again').click()").await;
+    browser.until(&page, &reads("state", "Streaming")).await;
+    browser.value(&page, "document.querySelector('#end').click()").await;
+    browser.until(&page, &reads("cover-title", "The session has ended")).await;
+    process.signal("INT").await;
+    assert!(process.ended().await.success(), "{}", process.stderr.text());
+    assert_eq!(process.stderr.text(), "", "a demo that works has nothing to say");
+}
+
+#[tokio::test]
+async fn a_picture_goes_the_whole_way_and_input_comes_back() {
+    whole_way(&[], "http://127.0.0.1:").await;
+}
+
+#[tokio::test]
+async fn the_same_with_tls() {
+    whole_way(&["--tls"], "https://127.0.0.1:").await;
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_told_and_the_right_one_lets_in() {
+    let (_process, url) = demo(&[]).await;
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&url.replace("hello", "wrong")).await;
+    browser.until(&page, &reads("cover-title", "Wrong access token")).await;
+    browser.until(&page, &reads("cover-text", "does not know this token")).await;
+    browser.until(&page, &reads("log", "Wrong access token")).await;
+    let bare = browser.open(url.split('#').next().expect("an address")).await;
+    browser.until(&bare, &reads("cover-title", "No access token")).await;
+    browser.until(&bare, "document.activeElement.id === 'token'").await;
+    for key in ["h", "e", "l", "l", "o"] {
+        browser.press(&bare, key).await;
+    }
+    browser.value(&bare, "document.querySelector('#access').requestSubmit()").await;
+    streams(&mut browser, &bare).await;
+}
+
+#[tokio::test]
+async fn a_function_that_does_not_exist_is_told() {
+    let door =
+        Sources::new(Env::default()).with_file("door.toml", "[frontdoor]\naddress = \"127.0.0.1:0\"\n");
+    let door = door.resolve(Role::FrontDoor).expect("valid");
+    let door = gateway::run(move || door, Clock::system(), Folder::new()).await.expect("a front door");
+    let server = format!("http://{}", door.addresses.frontdoor.expect("it has one"));
+    let gateway = Gateway::before(server).listen("page = true").start().await;
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&format!("http://{}/", gateway.addresses.gateway.expect("it has one"))).await;
+    browser.until(&page, &reads("cover-title", "No such function")).await;
+    browser.until(&page, "!document.querySelector('#again').hidden").await;
+    drop(door);
+    browser.value(&page, "document.querySelector('#again').click()").await;
+    browser.until(&page, &reads("cover-title", "The streaming service is away")).await;
+}
+
+#[tokio::test]
+async fn a_missing_media_path_is_told() {
+    let clock = Clock::paused();
+    // Nobody answers at an address of TEST-NET-1 (RFC 5737).
+    let file =
+        "[streaming]\ncontrol = \"127.0.0.1:0\"\nsignaling = \"127.0.0.1:0\"\nadvertise = [\"192.0.2.1\"]\n";
+    let config =
+        Sources::new(Env::default()).with_file("stream.toml", file).resolve(Role::Stream).expect("valid");
+    let server =
+        gateway::run(move || config, clock.clone(), Folder::new()).await.expect("a streaming server");
+    let upstream = format!("http://{}", server.addresses.signaling.expect("it has one"));
+    let gateway = Gateway::before(upstream).listen("page = true").start().await;
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&format!("http://{}/", gateway.addresses.gateway.expect("it has one"))).await;
+    browser.until(&page, &reads("state", "Finding a media path")).await;
+    server.until_metric("streamgate_streaming_session_setup_seconds_count", &[("phase", "answer")], 1.0);
+    clock.advance(Duration::from_secs(15));
+    browser.until(&page, &reads("cover-title", "No media path")).await;
+    browser.until(&page, &reads("cover-text", "UDP")).await;
+}
