@@ -5,6 +5,7 @@
 
 mod api;
 mod bundle;
+mod catalogue;
 mod convert;
 mod loader;
 mod sandbox;
@@ -13,5 +14,6 @@ mod vm;
 
 pub(crate) use api::{page as api_page, types as api_types};
 pub(crate) use bundle::Bundle;
+pub(crate) use catalogue::page as plugins_page;
 pub(crate) use loader::{Program, RouteChain, Routes};
 pub(crate) use spec::run as run_spec;

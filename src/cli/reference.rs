@@ -17,6 +17,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         ("docs/reference/configuration.md", config::reference()),
         ("docs/reference/errors.md", rejection::reference()),
         ("docs/reference/metrics.md", telemetry::reference()),
+        ("docs/reference/plugins.md", lua::plugins_page()),
         ("docs/reference/lua.md", lua::api_page()),
         ("lua/types/streamgate.lua", lua::api_types()),
     ];

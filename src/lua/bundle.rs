@@ -112,7 +112,8 @@ impl Bundle {
         Ok(Bundle { name: name.to_owned(), files })
     }
 
-    fn built_in(name: &str, files: &[(&str, &str)]) -> Bundle {
+    /// A plugin that ships with the gateway.
+    pub(crate) fn built_in(name: &str, files: &[(&str, &str)]) -> Bundle {
         let files = files.iter().map(|(file, text)| {
             let path = Path::new("plugins").join(name).join(file);
             ((*file).to_owned(), File { path, text: (*text).to_owned() })

@@ -247,6 +247,13 @@ fn plan(plugin: &Arc<Plugin>, step: &crate::config::Step, from: &dyn References)
             }
         }
     }
+    let decides = |it| plugin.schema.phases.contains(it);
+    if on_error == OnError::Skip && (decides(Phase::Authenticate) || decides(Phase::Authorize)) {
+        let message =
+            "this plugin decides who may pass, so it cannot be skipped: its failure would let everybody in";
+        let subject = format!("{}: on_error = \"skip\"", step.id);
+        problems.push(Problem::new(step.place.clone(), subject, message));
+    }
     match plugin.schema.check(&step.place, &written, from) {
         Ok(settings) if problems.is_empty() => Ok(Step {
             plugin: Arc::clone(plugin),

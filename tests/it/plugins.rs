@@ -316,6 +316,18 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &["streamgate.toml:", "unknown setting; this plugin has none"],
     );
     check(&good, plugin, "\"../odd\"", &["not a plugin's name"]);
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"odd\", on_error = \"skip\" }",
+        &["streamgate.toml:", "its failure would let everybody in"],
+    );
+    check(
+        &schema("on_request"),
+        "return { on_request = function() end }",
+        "{ plugin = \"odd\", on_error = \"never\" }",
+        &["on_error = \"never\"", "expected \"reject\" or \"skip\""],
+    );
     check(&good, plugin, "{ plugin = \"bearer-auth\" }", &["tokens", "missing: TOML file"]);
     check(
         &good,
