@@ -224,7 +224,10 @@ impl<'a> Session<'a> {
         let mut second = clock.now();
         let mut n_in_second = 0;
         loop {
+            // In this order: what a browser says counts before what it is given up for, and no media path is the
+            // better reason for an end that has two.
             tokio::select! {
+                biased;
                 message = socket.recv() => {
                     let now = clock.now();
                     self.heard = now;
@@ -257,6 +260,7 @@ impl<'a> Session<'a> {
                         return Ending::Lost;
                     }
                 }
+                () = std::future::poll_fn(|cx| connect.poll(cx)), if !self.is_connected => return Ending::NoMediaPath,
                 () = std::future::poll_fn(|cx| heartbeat.poll(cx)) => {
                     let now = clock.now();
                     if now - self.heard >= DEAD_AFTER {
@@ -267,7 +271,6 @@ impl<'a> Session<'a> {
                         return Ending::Lost;
                     }
                 }
-                () = std::future::poll_fn(|cx| connect.poll(cx)), if !self.is_connected => return Ending::NoMediaPath,
                 () = stopped(&mut stopping) => return Ending::Stopping,
             }
         }

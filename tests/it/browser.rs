@@ -93,7 +93,7 @@ async fn the_same_with_tls() {
 
 #[tokio::test]
 async fn a_wrong_token_is_told_and_the_right_one_lets_in() {
-    let (_process, url) = demo(&[]).await;
+    let (mut process, url) = demo(&[]).await;
     let mut browser = Chromium::start().await;
     let page = browser.open(&url.replace("hello", "wrong")).await;
     browser.until(&page, &reads("cover-title", "Wrong access token")).await;
@@ -107,6 +107,9 @@ async fn a_wrong_token_is_told_and_the_right_one_lets_in() {
     }
     browser.value(&bare, "document.querySelector('#access').requestSubmit()").await;
     streams(&mut browser, &bare).await;
+    process.signal("TERM").await;
+    browser.until(&bare, &reads("cover-title", "The gateway is restarting")).await;
+    assert!(process.ended().await.success());
 }
 
 #[tokio::test]

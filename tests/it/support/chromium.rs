@@ -16,9 +16,26 @@ use super::{Folder, PATIENCE, soon};
 pub struct Chromium {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     next_id: u64,
-    // In this order: the folder is removed once its browser is gone.
-    _child: Child,
-    _profile: Folder,
+    child: Child,
+    profile: Folder,
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        // Its folder can be removed once nobody writes to it.
+        let is_told = self.child.start_kill().is_ok();
+        while is_told && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        for _ in 0..100 {
+            match std::fs::remove_dir_all(self.profile.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::sleep(std::time::Duration::from_millis(5)); // its own children are still going
+                }
+                _ => return,
+            }
+        }
+    }
 }
 
 /// A tab of a browser.
@@ -49,6 +66,7 @@ impl Chromium {
             .args(FLAGS)
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -67,7 +85,7 @@ impl Chromium {
         let url = soon("a browser", listening).await;
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let (socket, _) = connect_async(url).await.expect("its DevTools");
-        Chromium { socket, next_id: 0, _child: child, _profile: profile }
+        Chromium { socket, next_id: 0, child, profile }
     }
 
     /// Opens a page and waits until it is loaded.
