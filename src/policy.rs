@@ -19,6 +19,7 @@ pub use exchange::{Exchange, ResponseHead};
 pub use function::{Function, Functions};
 pub(crate) use function::{passed_on, passed_on_response};
 pub use path::Pattern;
+pub(crate) use path::{has_dot_segments, readings};
 pub use phase::{Phase, Phases};
 pub use principal::{Principal, Tokens};
 pub use schema::{Field, Kind, References, Schema, Setting, Settings};

@@ -8,6 +8,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::policy::has_dot_segments;
 use crate::rejection::{Code, Rejection};
 
 /// A request head.
@@ -243,9 +244,7 @@ fn split_target(
         None => (origin_form, None),
     };
     // An upstream that resolves `..` would serve a path that no route was asked about.
-    let dots =
-        |segment: &str| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
-    if path.split(['/', '\\']).any(dots) || path.to_ascii_lowercase().contains("%2f..") {
+    if has_dot_segments(path) {
         return Err(malformed("a dot segment"));
     }
     Ok((path.to_owned(), query))

@@ -19,7 +19,7 @@ use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::http::Proxy;
 use crate::gateway::{Shared, admit, http as plain, page, respond, upstream, websocket};
-use crate::lua::{RouteChain, Routes};
+use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
 use crate::telemetry::{Line, Plugins};
@@ -192,15 +192,25 @@ impl Worker {
             let is_websocket = websocket::is_meant(&head);
             let mut exchange = admit::exchange(&self, client, &head, is_websocket);
             let routes = self.routes();
-            let Some(route) = routes.find(&exchange.path).cloned() else {
-                let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
-                let fallback = routes.fallback().cloned();
-                let response = respond::reject(self.rejected(Code::RouteNone.into()), &mut exchange);
-                match self.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await {
-                    Some(again) => conn = again,
-                    None => return,
+            let found = match routes.find(&exchange.path) {
+                Ok(Some(route)) => Ok(route.clone()),
+                Ok(None) => Err(Code::RouteNone.into()),
+                Err(Ambiguous) => {
+                    Err(Rejection::because(Code::Malformed, "a path that could mean two routes"))
                 }
-                continue;
+            };
+            let route = match found {
+                Ok(route) => route,
+                Err(rejection) => {
+                    let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
+                    let fallback = routes.fallback().cloned();
+                    let response = respond::reject(self.rejected(rejection), &mut exchange);
+                    match self.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await {
+                        Some(again) => conn = again,
+                        None => return,
+                    }
+                    continue;
+                }
             };
             exchange.route = route.path.to_string();
             if is_websocket {

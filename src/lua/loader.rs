@@ -12,7 +12,9 @@ use crate::config::{Entry, Place, Plugins, Problem, Problems, Route};
 use crate::lua::bundle::{Bundle, Finder};
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
-use crate::policy::{Chain, Field, Kind, OnError, Pattern, Phase, Phases, References, Schema, Settings};
+use crate::policy::{
+    Chain, Field, Kind, OnError, Pattern, Phase, Phases, References, Schema, Settings, readings,
+};
 use crate::rejection::Declared;
 
 /// All routes with their plugins, checked. Shared by the workers.
@@ -173,15 +175,25 @@ impl Program {
     }
 }
 
+/// Two readings of a path lead to two routes.
+#[derive(Debug)]
+pub(crate) struct Ambiguous;
+
 impl Routes {
-    /// The route of a path: the first one of the file that matches.
-    pub(crate) fn find(&self, path: &str) -> Option<&RouteChain> {
-        self.routes.iter().find(|it| it.pattern.matches(path))
+    /// The route of a path: the first one of the file that matches. Policies are asked about what the upstream will
+    /// serve, so a path that could mean two routes has none.
+    pub(crate) fn find(&self, path: &str) -> Result<Option<&RouteChain>, Ambiguous> {
+        let [kept, split] =
+            readings(path).map(|it| self.routes.iter().position(|at| at.pattern.matches(&it)));
+        if kept != split {
+            return Err(Ambiguous);
+        }
+        Ok(kept.map(|it| &self.routes[it]))
     }
 
     /// The route whose policies dress a response to a request too broken to have a path.
     pub(crate) fn fallback(&self) -> Option<&RouteChain> {
-        self.find("/").or_else(|| self.routes.last())
+        self.routes.iter().find(|it| it.pattern.matches("/")).or_else(|| self.routes.last())
     }
 
     /// Whether the VM must be replaced before the next request.

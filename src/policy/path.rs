@@ -1,4 +1,6 @@
-//! Which paths a route is for.
+//! Which paths a route is for, and what a path may mean to the server that gets it.
+
+use std::borrow::Cow;
 
 /// A pattern of paths: `*` stands for one segment, `**` at the end for the rest (be it nothing), everything else for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +50,71 @@ impl Pattern {
     }
 }
 
+/// What a path may mean to a server: escapes are decoded and repeated slashes are one. The first reading leaves an
+/// escaped slash in its segment, the second takes it, and a backslash, for a separator.
+pub(crate) fn readings(path: &str) -> [Cow<'_, str>; 2] {
+    if !path.contains(['%', '\\']) && !path.contains("//") {
+        return [Cow::Borrowed(path), Cow::Borrowed(path)];
+    }
+    [Cow::Owned(decode(path, false)), Cow::Owned(decode(path, true))]
+}
+
+/// Whether a path has a segment `.` or `..` in one of its readings.
+pub(crate) fn has_dot_segments(path: &str) -> bool {
+    let [_, split] = readings(path); // every segment of the other reading that is all dots is one here too
+    split.split('/').any(|it| it == "." || it == "..")
+}
+
+fn decode(path: &str, splits: bool) -> String {
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = path.chars();
+    while let Some(character) = rest.next() {
+        let is_hex = |it: &&str| it.bytes().all(|it| it.is_ascii_hexdigit());
+        let escape = rest.as_str().get(..2).filter(|_| character == '%').filter(is_hex);
+        let escaped = escape.and_then(|it| u8::from_str_radix(it, 16).ok()).filter(u8::is_ascii);
+        let meant = match escaped.map(char::from) {
+            Some('/' | '\\') if !splits => character, // stays as it is written
+            Some(it) => {
+                rest = rest.as_str()[2..].chars();
+                it
+            }
+            None => character,
+        };
+        let meant = if splits && meant == '\\' { '/' } else { meant };
+        if meant != '/' || !decoded.ends_with('/') {
+            decoded.push(meant);
+        }
+    }
+    decoded
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_read_as_servers_read_it() {
+        let check = |path: &str, kept: &str, split: &str| assert_eq!(readings(path), [kept, split], "{path}");
+        check("/a/b", "/a/b", "/a/b");
+        check("/%61pi/%7Ex", "/api/~x", "/api/~x");
+        check("//api///x/", "/api/x/", "/api/x/");
+        check("/a%2Fb", "/a%2Fb", "/a/b");
+        check("/a%5cb\\c", "/a%5cb\\c", "/a/b/c");
+        check("/a%2f%2fb", "/a%2f%2fb", "/a/b");
+        check("/%2561", "/%61", "/%61"); // once
+        check("/%", "/%", "/%");
+        check("/%f", "/%f", "/%f");
+        check("/%zz%+1", "/%zz%+1", "/%zz%+1");
+        check("/é%C3%A9", "/é%C3%A9", "/é%C3%A9");
+        for dots in
+            ["/..", "/a/./b", "/%2e%2E/x", "/a/.%2e", "/a%2f..%2fb", "/a\\..\\b", "/a%5c%2e%2e", "/.."]
+        {
+            assert!(has_dot_segments(dots), "{dots}");
+        }
+        for fine in ["/", "/...", "/a..b", "/.well-known/x", "/a%2e", "/%2e%2ea"] {
+            assert!(!has_dot_segments(fine), "{fine}");
+        }
+    }
 
     #[test]
     fn a_pattern_matches_by_segments() {

@@ -242,6 +242,44 @@ async fn requests_at_once_do_not_mix() {
 }
 
 #[tokio::test]
+async fn no_spelling_of_a_path_goes_around_its_route() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .file("tokens.toml", "[ada]\ntoken = \"of-ada\"\n")
+        .with("[[route]]\npath = \"/api/**\"\nchain = [{ plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }]")
+        .start()
+        .await;
+    for (path, status) in [
+        ("/open", 200),
+        ("/apis", 200),
+        ("/api", 401),
+        ("/api/x", 401),
+        ("/%61pi/x", 401),
+        ("/%61%70%69", 401),
+        ("//api/x", 401),
+        ("/api//x", 401),
+        ("///%61pi", 401),
+        ("http://gateway.example/api/x", 401),
+        // An upstream may take these for one or for the other.
+        ("/api%2fx", 400),
+        ("/api%5Cx", 400),
+        ("/api\\x", 400),
+        ("/open%2f..%2fapi", 400),
+        ("/open/%2e%2e/api", 400),
+        ("/open%2fx", 200),
+    ] {
+        let answer = gateway.get(path, &[]).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text());
+        if status == 200 {
+            assert!(
+                answer.text().starts_with(&format!("GET {path} HTTP/1.1\r\n")),
+                "it is passed on as it was"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts() {
     let upstream = Upstream::that(Act::Mirror).await;
     let check = |schema: &str, plugin: &str, chain: &str, parts: &[&str]| {
