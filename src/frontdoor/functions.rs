@@ -39,6 +39,8 @@ struct Deployment {
     created: String,
     specifications: Value,
     instances: Vec<Arc<Instance>>,
+    /// The status that all its sessions are refused with (F18), to see what a gateway makes of it.
+    refuse: Option<StatusCode>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -120,6 +122,11 @@ impl Version {
     /// The running containers.
     pub(crate) fn instances(&self) -> Vec<Arc<Instance>> {
         self.deployment().as_ref().map_or(Vec::new(), |it| it.instances.clone())
+    }
+
+    /// The status that its sessions are refused with, if it was deployed to refuse them (F18).
+    pub(crate) fn refuses(&self) -> Option<StatusCode> {
+        self.deployment().as_ref()?.refuse
     }
 
     /// `INACTIVE` until it is deployed, `DEPLOYING` until a container is ready, then `ACTIVE` (F21).
@@ -237,6 +244,14 @@ async fn deploy(
     let Value::Array(items) = &specifications else {
         return Err(ApiError::bad("deploymentSpecifications: expected a list"));
     };
+    // An extension of the stand-in as well.
+    let refuse = match body.get("refuse").map(Value::as_u64) {
+        None => None,
+        Some(Some(403)) => Some(StatusCode::FORBIDDEN),
+        Some(Some(429)) => Some(StatusCode::TOO_MANY_REQUESTS),
+        Some(Some(503)) => Some(StatusCode::SERVICE_UNAVAILABLE),
+        Some(_) => return Err(ApiError::bad("refuse: expected 403, 429 or 503")),
+    };
     let mut instances = Vec::new();
     for (idx, item) in items.iter().enumerate() {
         let at = |field: &str| format!("deploymentSpecifications[{idx}].{field}");
@@ -272,7 +287,7 @@ async fn deploy(
         .map(|it| tokio::spawn(health::watch(Arc::clone(it), shared.clock.clone())))
         .collect();
     let deployment =
-        Deployment { id: Uuid::new_v4(), created: now(&shared), specifications, instances, tasks };
+        Deployment { id: Uuid::new_v4(), created: now(&shared), specifications, instances, refuse, tasks };
     *version.deployment() = Some(deployment);
     version.deployment_json().map(Json)
 }

@@ -274,6 +274,14 @@ async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal
     if !found.is_streaming {
         return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "the function is not of type STREAMING")); // F18
     }
+    if let Some(status) = found.refuses() {
+        let text = match status {
+            StatusCode::TOO_MANY_REQUESTS => "exceeded rate limit",
+            StatusCode::FORBIDDEN => "the access was denied",
+            _ => "the service is unavailable",
+        };
+        return Err(Refusal::new(status, text)); // F18
+    }
     let Some(id) = said.request_id else { return begin(shared, &found, account).await };
     let Some(session) = shared.sessions.find(id) else {
         let error = Uuid::new_v4();

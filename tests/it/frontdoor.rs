@@ -50,12 +50,8 @@ impl Door {
 
     async fn api(&self, method: &str, path: &str, body: &str) -> Answer {
         let mut client = self.connect().await;
-        let headers = [
-            ("Authorization", &*format!("Bearer {ACCESS}")),
-            ("Content-Type", "application/json"),
-            ("Host", "api.local"),
-        ];
-        client.request(method, path, &headers[..2], body.as_bytes()).await;
+        let headers = [("Authorization", &*format!("Bearer {ACCESS}")), ("Content-Type", "application/json")];
+        client.request(method, path, &headers, body.as_bytes()).await;
         client.answer_to(method).await
     }
 
@@ -465,6 +461,17 @@ async fn a_session_belongs_to_its_function_and_account_and_can_be_ended() {
     let (plain, _) = door.create("DEFAULT", &container).await;
     let answer = door.ask("GET", &[("Authorization", &bearer), ("function-id", &plain)]).await;
     assert_eq!(answer.status, 501, "F18");
+
+    let (refusing, version) = door.create("STREAMING", &container).await;
+    let path = format!("/v2/nvcf/deployments/functions/{refusing}/versions/{version}");
+    for (status, text) in [(403, "denied"), (429, "exceeded rate limit"), (503, "unavailable")] {
+        let deployed = door.api("PUT", &path, &json!({ "refuse": status }).to_string()).await;
+        assert_eq!(deployed.status, 200, "{}", deployed.text());
+        let answer = door.ask("GET", &[("Authorization", &bearer), ("function-id", &refusing)]).await;
+        assert!(answer.status == status && answer.text().contains(text), "F18: {}", answer.text());
+    }
+    let wrong = door.api("PUT", &path, r#"{"refuse":200}"#).await;
+    assert!(wrong.status == 400 && wrong.text().contains("refuse"), "{}", wrong.text());
 }
 
 /// F1, F19, F29.
