@@ -1,7 +1,7 @@
 //! What a plugin is: phases, decisions, the chain, the schema of its settings.
 //!
 //! Nothing here does I/O or reads a clock. A plugin is anything that implements [`Policy`]; those written in Lua come
-//! from [`crate::lua`].
+//! from `crate::lua`.
 
 mod chain;
 mod decision;
