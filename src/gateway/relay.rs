@@ -91,8 +91,11 @@ pub(crate) async fn run(
     }
     let end = end.expect("the relay has ended");
     relay.report(&mut record, end);
-    relay.finish(end).await;
-    drop((record, guard)); // its place is free once its connections are gone
+    // Boxed, so that a session at work does not carry what only its end needs.
+    Box::pin(relay.finish(end)).await;
+    drop(record); // its place is free once its connections are at their end
+    shared.metrics.session_attached(-1);
+    drop(guard);
 }
 
 async fn drained(draining: &mut watch::Receiver<bool>) {
@@ -351,7 +354,6 @@ impl Relay {
         let worker = &self.worker;
         let shared = &worker.shared;
         let took = shared.clock.now() - record.started;
-        shared.metrics.session_attached(-1);
         shared.metrics.session_end(end.reason.name(), took);
         match end.reason {
             Reason::BrowserSilent => shared.metrics.leg_lost(Leg::Browser),

@@ -25,7 +25,7 @@ use crate::gateway::upstream::{DialError, Upgraded, accept};
 use crate::gateway::worker::{Worker, close_politely};
 use crate::gateway::{Shared, admit};
 use crate::lua::RouteChain;
-use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Stop};
+use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Phase, Stop};
 use crate::rejection::{Code, Rejection};
 use crate::session::Control;
 
@@ -104,6 +104,7 @@ pub(crate) async fn serve(
             shared.metrics.session_setup("total", now - started);
             shared.metrics.request(&exchange.route, 101);
             tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed = session.resumed, "A session was opened.");
+            exchange.retire(route.chain.has(Phase::Log));
             let record = Record { exchange, route, function: function.id, started: now, _place: place };
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             tokio::task::spawn_local(relay::run(

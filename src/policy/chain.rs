@@ -116,6 +116,11 @@ impl Chain {
         self.steps.push(Step { plugin: plugin.to_owned(), id: id.to_owned(), on_error, phases, policy });
     }
 
+    /// Whether any plugin wants to be asked in a phase.
+    pub fn has(&self, phase: Phase) -> bool {
+        self.steps.iter().any(|it| it.phases.contains(phase))
+    }
+
     /// Asks all plugins of a phase, until one stops the request.
     pub async fn run<W: Watch>(&self, phase: Phase, exchange: &mut Exchange, watch: &W) -> Result<(), Stop> {
         for step in self.steps.iter().filter(|it| it.phases.contains(phase)) {
