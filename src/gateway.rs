@@ -188,6 +188,7 @@ impl Running {
                 tracing::error!("A worker ended with a panic.");
             }
         }
+        self.shared.access.flush();
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub(crate) use frame::{Control, Opcode, Piece, Sender, Tracker, Violation};
 
 use crate::config;
-use keepalive::{Beat, Keepalive};
+use keepalive::{Beat, Keepalive, Pong};
 
 /// One of the two connections of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,9 +202,11 @@ impl Session {
     fn control(&mut self, leg: Leg, control: Control, now: Instant) {
         match control.opcode {
             Opcode::Pong => match self.beats[leg as usize].pong(&control, now) {
-                Some(rtt) => self.actions.push_back(Action::Measured(leg, rtt)),
-                None if self.accepts_data(leg) => self.actions.push_back(Action::Send(leg.other(), control)),
-                None => {}
+                Pong::First(rtt) => self.actions.push_back(Action::Measured(leg, rtt)),
+                Pong::Foreign if self.accepts_data(leg) => {
+                    self.actions.push_back(Action::Send(leg.other(), control));
+                }
+                Pong::Repeated | Pong::Foreign => {}
             },
             Opcode::Ping if self.accepts_data(leg) => {
                 self.actions.push_back(Action::Send(leg.other(), control))

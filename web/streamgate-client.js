@@ -134,7 +134,7 @@ export class StreamgateClient extends EventTarget {
     return true;
   }
 
-  /** Ends the session: the function is told, and nothing can be resumed. */
+  /** Ends the session: the function is told. */
   end() {
     this.#say({ type: "bye" });
     this.#become("ended");
@@ -142,7 +142,7 @@ export class StreamgateClient extends EventTarget {
     this.#release();
   }
 
-  /** Drops the connection without ending the session, as a lost network would. */
+  /** Closes the connection from this side, to see what a lost one does. A script cannot break it off. */
   cut() {
     this.#note("The connection was cut by hand.");
     this.#socket?.close(4900, "cut by hand");

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -31,6 +32,8 @@ use uuid::Uuid;
 use crate::frontdoor::Shared;
 use crate::frontdoor::functions::{self, Version};
 use crate::frontdoor::health::Instance;
+use crate::frontdoor::problem::ApiError;
+use crate::secret::Secret;
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
@@ -45,10 +48,18 @@ pub(crate) struct Session {
     version: Uuid,
     account: [u8; 32],
     instance: Arc<Instance>,
-    /// Its place at the instance.
-    _place: OwnedSemaphorePermit,
-    n_connections: Mutex<usize>,
+    /// Its place at the instance, until it ends.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
+    connections: Mutex<Connections>,
     ended: watch::Sender<bool>,
+}
+
+/// The connections that a session has.
+#[derive(Default)]
+struct Connections {
+    n: usize,
+    /// How often the last one has left: a hold is over when nobody has come and gone since.
+    n_holds: u64,
 }
 
 /// What one TCP connection is bound to.
@@ -115,8 +126,14 @@ async fn answer(
         return text(StatusCode::OK, concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}"));
     }
     if path.starts_with("/v2/nvcf/") {
-        let request = request.map(axum::body::Body::new);
-        let Ok(response) = functions::router(Arc::clone(shared)).call(request).await;
+        let is_known = |token: &Secret| bearer(request.headers()).is_some_and(|it| token.matches(it));
+        let response = if shared.config.token.as_ref().is_none_or(is_known) {
+            let request = request.map(axum::body::Body::new);
+            let Ok(response) = functions::router(Arc::clone(shared)).call(request).await;
+            response
+        } else {
+            ApiError::new(StatusCode::UNAUTHORIZED, "the authorization is not valid").into_response()
+        };
         return response
             .map(|body| body.map_err(|_| unreachable!("the API's bodies are whole")).boxed_unsync());
     }
@@ -334,8 +351,8 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
         version: version.id,
         account,
         instance,
-        _place: place,
-        n_connections: Mutex::new(0),
+        place: Mutex::new(Some(place)),
+        connections: Mutex::default(),
         ended: watch::Sender::new(false),
     });
     shared.sessions.lock().insert(session.id, Arc::clone(&session));
@@ -399,24 +416,37 @@ async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + U
 
 impl Attached {
     fn new(shared: &Arc<Shared>, session: &Arc<Session>) -> Self {
-        *session.n_connections.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        session.connections().n += 1;
         Attached { shared: Arc::clone(shared), session: Arc::clone(session) }
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let mut n_connections = self.session.n_connections.lock().unwrap_or_else(PoisonError::into_inner);
-        *n_connections -= 1;
-        if *n_connections == 0 {
-            let (shared, session) = (Arc::clone(&self.shared), Arc::clone(&self.session));
-            tokio::spawn(async move {
-                shared.clock.sleep(HOLD).await;
-                if *session.n_connections.lock().unwrap_or_else(PoisonError::into_inner) == 0 {
-                    shared.sessions.end(&session);
-                }
-            });
+        let mut connections = self.session.connections();
+        connections.n -= 1;
+        if connections.n > 0 {
+            return;
         }
+        connections.n_holds += 1;
+        let hold = connections.n_holds;
+        let (shared, session) = (Arc::clone(&self.shared), Arc::clone(&self.session));
+        tokio::spawn(async move {
+            shared.clock.sleep(HOLD).await;
+            let is_left = {
+                let connections = session.connections();
+                connections.n == 0 && connections.n_holds == hold
+            };
+            if is_left {
+                shared.sessions.end(&session);
+            }
+        });
+    }
+}
+
+impl Session {
+    fn connections(&self) -> std::sync::MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -432,6 +462,7 @@ impl Sessions {
     fn end(&self, session: &Session) {
         self.lock().remove(&session.id);
         session.ended.send_replace(true);
+        drop(session.place.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -495,6 +526,10 @@ fn allow(headers: &mut HeaderMap, origin: Option<HeaderValue>) {
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         headers.insert(VARY, HeaderValue::from_static("Origin"));
     }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

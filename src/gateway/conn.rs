@@ -18,11 +18,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::clock::Clock;
+use crate::gateway::worker::Counted;
 
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
     io: Io,
+    /// What a browser's connection counts as, as long as it lives.
+    counted: Option<Counted>,
     /// Bytes held back until a flush, so that a head and its body leave together. Empty outside of HTTP.
     held: Vec<u8>,
 }
@@ -44,12 +47,17 @@ const MOST_HELD: usize = 8 << 10;
 impl Conn {
     /// A clear-text connection.
     pub(crate) fn plain(tcp: TcpStream) -> Self {
-        Conn { io: Io::Plain(tcp), held: Vec::new() }
+        Conn { io: Io::Plain(tcp), counted: None, held: Vec::new() }
     }
 
     /// An encrypted connection.
     pub(crate) fn tls(tls: impl Into<TlsStream<TcpStream>>) -> Self {
-        Conn { io: Io::Tls(Box::new(tls.into())), held: Vec::new() }
+        Conn { io: Io::Tls(Box::new(tls.into())), counted: None, held: Vec::new() }
+    }
+
+    /// Counts as a browser's connection from now on.
+    pub(crate) fn count(&mut self, counted: Counted) {
+        self.counted = Some(counted);
     }
 
     fn tcp(&self) -> &TcpStream {

@@ -1,6 +1,7 @@
 //! Plain HTTP: policies are asked here, Pingora's proxy carries the request.
 
 use std::any::Any;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +24,7 @@ use send_wrapper::SendWrapper;
 use crate::config::Pool;
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, RequestHead};
+use crate::gateway::upstream::DialError;
 use crate::gateway::worker::Worker;
 use crate::gateway::{Shared, admit, respond};
 use crate::lua::RouteChain;
@@ -40,7 +42,8 @@ pub(crate) struct Prepared {
     local: SendWrapper<Local>,
     exchange: Exchange,
     function: Function,
-    peer: HttpPeer,
+    /// The upstream's addresses that have not been tried yet, the next one last.
+    peers: Vec<HttpPeer>,
     started: Instant,
 }
 
@@ -49,7 +52,10 @@ struct Local {
     route: RouteChain,
 }
 
-/// Time between two pieces of a request body.
+/// Addresses of the upstream that are tried.
+const MOST_TRIES: usize = 4;
+
+/// Time between two pieces of a body, from or to a browser.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long an upstream connection waits for its next request, where it may be reused.
@@ -60,8 +66,9 @@ pub(crate) fn proxy(shared: &Arc<Shared>) -> Arc<Proxy> {
     let upstream = &shared.config.upstream;
     let conf = ServerConf {
         threads: 1,
-        // A request is sent once. Only a pooled connection that turns out to be closed is worth another try.
-        max_retries: if upstream.pool == Pool::Never { 1 } else { 2 },
+        // A request is sent once. Only a connection that was not made, or a pooled one that turns out to be closed, is
+        // worth another try.
+        max_retries: MOST_TRIES,
         upstream_keepalive_pool_size: 128,
         ca_file: upstream.ca.as_ref().map(|it| it.display().to_string()),
         ..ServerConf::default()
@@ -83,7 +90,7 @@ pub(crate) async fn serve(
 ) -> Option<(Conn, BytesMut)> {
     let keep_alive = head.keeps_alive();
     let prepared = prepare(worker, &head, &mut exchange, &route, key).await;
-    let (headers, function, peer) = match prepared {
+    let (headers, function, peers) = match prepared {
         Ok(it) => it,
         Err(stop) => {
             let response = match stop {
@@ -104,10 +111,11 @@ pub(crate) async fn serve(
         keep_alive.then_some(worker.shared.config.listen.idle_timeout.as_secs().max(1)),
     );
     session.set_read_timeout(Some(BODY_TIMEOUT));
+    session.set_write_timeout(Some(BODY_TIMEOUT));
     session.set_pipelined_prefix(prefix);
     let local = SendWrapper::new(Local { worker: Rc::clone(worker), route });
     let prepared: Box<dyn Any + Send + Sync> =
-        Box::new(Prepared { local, exchange, function, peer, started });
+        Box::new(Prepared { local, exchange, function, peers, started });
     session.set_connection_user_context(Some(prepared));
     let reused = worker.proxy.process_new_http(ServerSession::H1(session), &worker.shared.draining).await?;
     let (stream, _) = reused.consume();
@@ -122,7 +130,7 @@ async fn prepare(
     exchange: &mut Exchange,
     route: &RouteChain,
     key: u64,
-) -> Result<(HeaderMap, Function, HttpPeer), Stop> {
+) -> Result<(HeaderMap, Function, Vec<HttpPeer>), Stop> {
     let shared = &worker.shared;
     let function = admit::admit(worker, &route.chain, exchange).await?;
     exchange.function = Some(function.id.clone());
@@ -138,15 +146,18 @@ async fn prepare(
     }
     let connection = if head.keeps_alive() { "keep-alive" } else { "close" };
     headers.insert(CONNECTION, HeaderValue::from_static(connection));
-    let peer = peer(shared, key).await.map_err(|error| Stop::Reject(respond::rescue_dial(&error)))?;
-    Ok((headers, function, peer))
+    let peers = peers(shared, key).await.map_err(|error| Stop::Reject(respond::rescue_dial(&error)))?;
+    Ok((headers, function, peers))
 }
 
-/// The upstream, and with whom its connection may be shared.
-async fn peer(shared: &Shared, key: u64) -> Result<HttpPeer, crate::gateway::upstream::DialError> {
+/// The upstream's addresses, the first one last, and with whom a connection may be shared.
+async fn peers(shared: &Shared, key: u64) -> Result<Vec<HttpPeer>, DialError> {
+    let addresses = shared.dialer.addresses().await?;
+    Ok(addresses.iter().take(MOST_TRIES).rev().map(|it| peer(shared, key, *it)).collect())
+}
+
+fn peer(shared: &Shared, key: u64, address: SocketAddr) -> HttpPeer {
     let config = &shared.config.upstream;
-    let addresses = shared.dialer.resolve().await?;
-    let address = addresses.first().expect("a resolved name has an address");
     let mut peer = HttpPeer::new(address, config.server.tls, config.server.host.clone());
     peer.options.connection_timeout = Some(config.connect_timeout);
     peer.options.total_connection_timeout = Some(config.connect_timeout);
@@ -160,7 +171,7 @@ async fn peer(shared: &Shared, key: u64) -> Result<HttpPeer, crate::gateway::ups
         Pool::PerClient => (key, Some(POOLED)),
         Pool::Shared => (0, Some(POOLED)),
     };
-    Ok(peer)
+    peer
 }
 
 #[async_trait]
@@ -184,10 +195,27 @@ impl ProxyHttp for Hooks {
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Self::CTX) -> pingora::Result<Box<HttpPeer>> {
-        match ctx {
-            Some(prepared) => Ok(Box::new(prepared.peer.clone())),
+        match ctx.as_ref().and_then(|it| it.peers.last()) {
+            Some(peer) => Ok(Box::new(peer.clone())),
             None => Error::e_explain(ErrorType::InternalError, "a request without policies"),
         }
+    }
+
+    /// An address that does not answer is not the last word while there is another.
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(prepared) = ctx
+            && prepared.peers.len() > 1
+        {
+            prepared.peers.pop();
+            error.set_retry(true);
+        }
+        error
     }
 
     async fn response_filter(
@@ -257,8 +285,8 @@ impl ProxyHttp for Hooks {
         let Prepared { local, exchange, started, .. } = &mut **prepared;
         if let Some(written) = session.response_written() {
             exchange.response.status = written.status;
-        } else if exchange.code.is_none() {
-            exchange.code = Some("browser.gone".into());
+        } else {
+            local.worker.browser_gone(exchange);
         }
         let (sent, received) = (session.body_bytes_sent() as u64, session.body_bytes_read() as u64);
         local.worker.finish_request(exchange, &local.route.chain, sent, received, *started);

@@ -175,7 +175,7 @@ impl LegState {
     }
 
     /// Ends the connection. A peer that does not take its last bytes is left.
-    async fn finish(&mut self, ending: Ending, clock: &Clock) {
+    async fn finish(mut self, ending: Ending, clock: &Clock) {
         if ending == Ending::Reset {
             return self.conn.reset_on_drop();
         }
@@ -194,9 +194,11 @@ impl Relay {
         let mut turns = 0;
         loop {
             if self.timer.poll(cx).is_ready() {
-                // A leg that is not read, because the other does not take more, cannot be heard.
+                // A leg that is not read, because the other does not take more, cannot be heard. One that takes nothing
+                // itself must show otherwise that it is there.
                 for leg in Leg::BOTH {
-                    if !self.legs[leg.other() as usize].out.is_empty() {
+                    let is_read = self.legs[leg.other() as usize].out.is_empty();
+                    if !is_read && self.legs[leg as usize].out.is_empty() {
                         let now = self.worker.shared.clock.now();
                         self.session.handle(now, Event::Heard(leg));
                     }
@@ -208,7 +210,14 @@ impl Relay {
             }
             let mut has_moved = false;
             for leg in Leg::BOTH {
-                match self.legs[leg as usize].poll_drain(cx) {
+                let n_waiting = self.legs[leg as usize].out.len();
+                let drained = self.legs[leg as usize].poll_drain(cx);
+                if self.legs[leg as usize].out.len() < n_waiting {
+                    // A peer that takes what it had left waiting is there, though it may have no room to say so.
+                    let now = self.worker.shared.clock.now();
+                    self.session.handle(now, Event::Heard(leg));
+                }
+                match drained {
                     Poll::Pending | Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => {
                         if let Some(end) = self.handle_with(Event::Gone(leg, loss(&error)), Some(cx)) {
@@ -387,9 +396,9 @@ impl Relay {
     }
 
     /// Ends both connections, each in its way.
-    async fn finish(&mut self, end: End) {
+    async fn finish(self, end: End) {
         let clock = &self.worker.shared.clock;
-        let [browser, upstream] = &mut self.legs;
+        let [browser, upstream] = self.legs;
         join(browser.finish(end.browser, clock), upstream.finish(end.upstream, clock)).await;
     }
 }

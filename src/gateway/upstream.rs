@@ -112,8 +112,12 @@ impl Dialer {
         })
     }
 
-    /// The upstream's addresses.
-    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
+    /// The upstream's addresses, within the time for a connection.
+    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
+        self.clock.timeout(self.connect_timeout, self.resolve()).await.ok_or(DialError::ConnectTimeout)?
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
         let now = self.clock.now();
         if let Some((at, addresses)) = &*self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
             && now.saturating_duration_since(*at) < RESOLVED_FOR

@@ -95,7 +95,7 @@ pub(crate) async fn serve(
             };
             if let Err(error) = written.await {
                 tracing::debug!(request = %exchange.id, %error, "The browser left before it was answered.");
-                return shared.metrics.session_start("browser_gone");
+                return left(worker, &mut exchange, &route, started);
             }
             let now = shared.clock.now();
             shared.metrics.session_start("opened");
@@ -120,10 +120,17 @@ pub(crate) async fn serve(
             refuse(worker, conn, &mut exchange, &route, stop, accept_key, started).await;
         }
         Err(Failure::BrowserGone) => {
-            shared.metrics.session_start("browser_gone");
             tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
+            left(worker, &mut exchange, &route, started);
         }
     }
+}
+
+/// The last line about a browser that has left before it was answered.
+fn left(worker: &Worker, exchange: &mut Exchange, route: &RouteChain, started: Instant) {
+    worker.shared.metrics.session_start("browser_gone");
+    worker.browser_gone(exchange);
+    worker.finish_request(exchange, &route.chain, 0, 0, started);
 }
 
 /// When each stage of an opening ended.
@@ -199,9 +206,11 @@ async fn open(
     }
 }
 
-/// Whether an upstream's refusal means that the session to come back into is gone (NVCF: 404, 504, 500 mismatch).
+/// Whether an upstream's refusal means that the session to come back into is gone (NVCF: 504, 500 mismatch, and a 404
+/// that takes the cookie away; another 404 means that the function is gone).
 fn is_stale(error: &DialError) -> bool {
-    matches!(error, DialError::Refused { status, .. } if matches!(status.as_u16(), 404 | 500 | 504))
+    let DialError::Refused { status, forgets_session, .. } = error else { return false };
+    matches!(status.as_u16(), 500 | 504) || (*status == StatusCode::NOT_FOUND && *forgets_session)
 }
 
 /// A page of an origin that is not on the list may not open a WebSocket: browsers do not ask before they do (RFC 6455
@@ -230,6 +239,9 @@ async fn gone(conn: &mut Conn, early: &mut BytesMut) {
 impl Place {
     fn claim(shared: &Arc<Shared>) -> Result<Place, Code> {
         let one_more = |n| (n < shared.config.sessions.max).then_some(n + 1);
+        if *shared.draining.borrow() {
+            return Err(Code::Draining);
+        }
         match shared.n_sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
             Ok(_) => Ok(Place(Arc::clone(shared))),
             Err(_) => Err(Code::SessionsFull),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -43,7 +43,7 @@ pub(crate) struct RelayGuard(Rc<Worker>);
 /// A pause after an accept that failed for want of files or memory: retrying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a peer may take over its last bytes.
+/// How long a peer may take over the last bytes of a response, or of its connection.
 pub(crate) const LAST_BYTES: Duration = Duration::from_secs(5);
 
 /// How often a worker's VM is measured.
@@ -126,11 +126,8 @@ impl Worker {
         }
         shared.metrics.connection(1);
         let worker = Rc::clone(self);
-        connections.spawn_local(async move {
-            let counted = Counted(Arc::clone(&worker.shared));
-            Box::pin(worker.serve(tcp, client)).await;
-            drop(counted);
-        });
+        let counted = Counted(Arc::clone(&worker.shared));
+        connections.spawn_local(Box::pin(worker.serve(tcp, client, counted)));
     }
 
     /// The routes, with a fresh VM if the last one ran out of memory.
@@ -152,29 +149,36 @@ impl Worker {
     }
 
     /// Serves a browser's connection, request by request.
-    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr) {
+    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
         let shared = &self.shared;
         upstream::tune(&tcp);
         let mut conn = match &shared.tls {
             None => Conn::plain(tcp),
             Some(acceptor) => {
-                match shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp)).await {
+                let accepted = shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp));
+                let mut draining = self.draining.clone();
+                let accepted = tokio::select! {
+                    accepted = accepted => accepted,
+                    _ = draining.wait_for(|it| *it) => return, // it has asked for nothing yet
+                };
+                match accepted {
                     Some(Ok(tls)) => Conn::tls(tls),
                     Some(Err(error)) => return tracing::debug!(%client, %error, "A TLS handshake failed."),
                     None => return tracing::debug!(%client, "A TLS handshake took too long."),
                 }
             }
         };
+        conn.count(counted);
         let limits =
             Limits { head: shared.config.listen.max_head, headers: shared.config.listen.max_headers };
         let mut buf = BytesMut::new();
-        let mut is_first = true;
+        let mut patience = shared.config.listen.head_timeout;
         let key = shared.next_key.fetch_add(1, Ordering::Relaxed) as u64;
         loop {
-            if buf.is_empty() && !is_first && !self.next_request(&mut conn, &mut buf).await {
+            if buf.is_empty() && !self.next_request(&mut conn, &mut buf, patience).await {
                 return;
             }
-            is_first = false;
+            patience = shared.config.listen.idle_timeout;
             let started = shared.clock.now();
             let read = head::read_request(&mut conn, &mut buf, limits);
             let head = match shared.clock.timeout(shared.config.listen.head_timeout, read).await {
@@ -186,7 +190,6 @@ impl Worker {
                 Some(Err(HeadError::Refused(rejection))) => {
                     return self.refuse_head(conn, client, rejection, started).await;
                 }
-                None if buf.is_empty() => return, // it never said anything
                 None => return self.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
             };
             let is_websocket = websocket::is_meant(&head);
@@ -233,14 +236,14 @@ impl Worker {
         }
     }
 
-    /// Waits for the first byte of another request; false when none comes.
-    async fn next_request(&self, conn: &mut Conn, buf: &mut BytesMut) -> bool {
+    /// Waits for the first byte of a request; false when none comes.
+    async fn next_request(&self, conn: &mut Conn, buf: &mut BytesMut, patience: Duration) -> bool {
         let mut draining = self.draining.clone();
         let mut first = [0; 1024];
         tokio::select! {
             biased;
             _ = draining.wait_for(|it| *it) => false,
-            read = self.shared.clock.timeout(self.shared.config.listen.idle_timeout, conn.read(&mut first)) => match read {
+            read = self.shared.clock.timeout(patience, conn.read(&mut first)) => match read {
                 Some(Ok(n)) if n > 0 => {
                     buf.extend_from_slice(&first[..n]);
                     true
@@ -296,7 +299,7 @@ impl Worker {
             conn.write_all(&bytes).await?;
             conn.flush().await
         };
-        written.await.is_ok().then_some(conn)
+        matches!(clock.timeout(LAST_BYTES, written).await, Some(Ok(()))).then_some(conn)
     }
 
     /// The last line of a request: plugins, metrics, the access log.
@@ -333,6 +336,12 @@ impl Worker {
         });
     }
 
+    /// Notes that a browser has left before it was answered: the status that access logs have for it, for it got none.
+    pub(crate) fn browser_gone(&self, exchange: &mut Exchange) {
+        exchange.response.status = StatusCode::from_u16(499).expect("three digits");
+        exchange.code.get_or_insert_with(|| "browser.gone".into());
+    }
+
     /// Asks the plugins that only want to know. What goes wrong there is logged by the chain.
     pub(crate) fn log_phase(&self, chain: &Chain, exchange: &mut Exchange, phase: Phase) {
         drop(chain.run_now(phase, exchange, &self.watch));
@@ -347,7 +356,13 @@ impl Drop for RelayGuard {
 }
 
 /// A connection that is counted as long as this lives.
-struct Counted(Arc<Shared>);
+pub(crate) struct Counted(Arc<Shared>);
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counted")
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {

@@ -133,10 +133,10 @@ pub(crate) fn to_principal(value: &Value) -> Result<Principal, String> {
     let Json::Object(mut attributes) = to_json(value)? else {
         return Err("expected a table with an `id`".into());
     };
-    let id = match attributes.remove("id") {
-        Some(Json::String(id)) if !id.is_empty() && id.len() <= 256 && !id.contains(char::is_control) => id,
-        _ => return Err("expected a table whose `id` is a string of 1 to 256 printable characters".into()),
+    let Some(Json::String(id)) = attributes.remove("id") else {
+        return Err("expected a table whose `id` is a string".into());
     };
+    Principal::check_id(&id)?;
     let functions = match attributes.remove("functions") {
         None => None,
         Some(Json::Object(it)) if it.is_empty() => Some(Vec::new()), // an empty list looks like this in Lua

@@ -42,8 +42,6 @@ pub enum FailureKind {
     Contract,
     /// It raised an error.
     Runtime,
-    /// It used up its time.
-    Time,
     /// It used up its memory.
     Memory,
 }
@@ -214,7 +212,6 @@ impl FailureKind {
         match self {
             FailureKind::Contract => "contract",
             FailureKind::Runtime => "runtime",
-            FailureKind::Time => "time",
             FailureKind::Memory => "memory",
         }
     }

@@ -16,6 +16,22 @@ pub struct Principal {
     pub functions: Option<Vec<String>>,
 }
 
+/// Longest id of a principal in bytes: it stands in cookies and log lines.
+const LONGEST_ID: usize = 256;
+
+impl Principal {
+    /// Whether a text can be an id. The error is a sentence for whoever wrote it.
+    pub(crate) fn check_id(id: &str) -> Result<(), &'static str> {
+        match id {
+            "" => Err("a principal's id must not be empty"),
+            "-" => Err("a principal cannot be called `-`, which stands for nobody"),
+            _ if id.len() > LONGEST_ID => Err("a principal's id has at most 256 bytes"),
+            _ if id.chars().any(char::is_control) => Err("a principal's id has no control characters"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Static tokens, from a TOML file with a table for each principal.
 #[derive(Default)]
 pub struct Tokens {
@@ -86,6 +102,12 @@ fn read_principal(
     let mut complain = |place: &Place, key: &str, message: &str| {
         problems.push(Problem::new(place.clone(), format!("{id}.{key}"), message));
     };
+    if let Err(message) = Principal::check_id(id) {
+        complain(place, "id", message);
+    }
+    if fields.get("token").is_some() && fields.get("token_sha256").is_some() {
+        complain(place, "token", "`token` and `token_sha256` exclude each other; remove one");
+    }
     for field in fields.iter() {
         let Node { value, place } = &field.node;
         match (field.key.as_str(), value) {

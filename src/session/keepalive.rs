@@ -28,6 +28,17 @@ pub(crate) enum Beat {
     Lost,
 }
 
+/// What a pong answers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pong {
+    /// Our ping, after this time.
+    First(Duration),
+    /// Our ping, once more.
+    Repeated,
+    /// Somebody else's ping.
+    Foreign,
+}
+
 impl Keepalive {
     pub(crate) fn new(config: config::Keepalive, nonce: u64, now: Instant) -> Self {
         let config::Keepalive { interval, timeout } = config;
@@ -60,13 +71,13 @@ impl Keepalive {
         Beat::Ping(Control::new(Opcode::Ping, &self.payload()))
     }
 
-    /// The time from our ping to this pong; `None` when the pong answers somebody else's.
-    pub(crate) fn pong(&mut self, control: &Control, now: Instant) -> Option<Duration> {
+    /// Whether a pong answers a ping of ours, and how long it took. A ping is repeated with the same payload, so only
+    /// the first answer is measured.
+    pub(crate) fn pong(&mut self, control: &Control, now: Instant) -> Pong {
         if control.payload() != self.payload() {
-            return None;
+            return Pong::Foreign;
         }
-        // A ping is repeated with the same payload, so a late pong for the first one still counts once.
-        Some(self.asked.take().map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked)))
+        self.asked.take().map_or(Pong::Repeated, |asked| Pong::First(now.saturating_duration_since(asked)))
     }
 
     /// Our pings carry a number that nobody else would choose.

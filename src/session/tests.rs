@@ -61,6 +61,7 @@ fn an_idle_session_is_kept_alive_on_both_legs() {
                 [Action::Measured(leg, Duration::ZERO)],
                 "our pong is swallowed"
             );
+            assert_eq!(it.on(Event::Control(leg, pong)), [], "and measured once");
         }
     }
 }

@@ -9,7 +9,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -50,7 +49,15 @@ pub(crate) struct VirtualSocket {
     /// Where `webrtc` believes the socket to be; its candidates carry the real address.
     local: SocketAddr,
     inbox: Mutex<Inbox>,
-    n_addresses: AtomicU64,
+    /// What is known by its names: the latest ones.
+    known: Mutex<Known>,
+}
+
+/// The names of a session in the table, oldest first.
+#[derive(Default)]
+struct Known {
+    ufrags: VecDeque<String>,
+    addresses: VecDeque<SocketAddr>,
 }
 
 #[derive(Default)]
@@ -69,8 +76,11 @@ pub(crate) struct MuxRuntime {
 /// Datagrams that a session may leave unread before they are dropped.
 const INBOX: usize = 256;
 
-/// Addresses that one session may learn: a browser with several interfaces has a few.
-const MOST_ADDRESSES: u64 = 32;
+/// Addresses that one session is known by: a browser with several interfaces has a few.
+const MOST_ADDRESSES: usize = 32;
+
+/// ICE user names that one session is known by: checks for an offer go on while the next one is on its way.
+const MOST_UFRAGS: usize = 2;
 
 /// Largest datagram.
 const LARGEST: usize = 2048;
@@ -228,10 +238,18 @@ impl Mux {
         }
     }
 
-    /// Registers the ICE user name of a session's offer; the one of an earlier offer stays good.
+    /// Registers the ICE user name of a session's offer; the one of the offer before stays good.
     pub(crate) fn register(&self, ufrag: &str, socket: &Arc<VirtualSocket>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.by_ufrag.insert(ufrag.to_owned(), Arc::downgrade(socket));
+        let mut known = socket.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.by_ufrag.insert(ufrag.to_owned(), Arc::downgrade(socket)).is_none() {
+            known.ufrags.push_back(ufrag.to_owned());
+        }
+        if known.ufrags.len() > MOST_UFRAGS
+            && let Some(oldest) = known.ufrags.pop_front()
+        {
+            table.by_ufrag.remove(&oldest);
+        }
     }
 
     /// Forgets a session.
@@ -247,8 +265,15 @@ impl Mux {
         if table.by_address.get(&address).is_some_and(|it| it.ptr_eq(&Arc::downgrade(socket))) {
             return;
         }
-        if socket.n_addresses.fetch_add(1, Ordering::Relaxed) < MOST_ADDRESSES {
-            table.by_address.insert(address, Arc::downgrade(socket));
+        table.by_address.insert(address, Arc::downgrade(socket));
+        let mut known = socket.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.addresses.retain(|it| *it != address);
+        known.addresses.push_back(address);
+        if known.addresses.len() > MOST_ADDRESSES
+            && let Some(oldest) = known.addresses.pop_front()
+            && table.by_address.get(&oldest).is_some_and(|it| it.ptr_eq(&Arc::downgrade(socket)))
+        {
+            table.by_address.remove(&oldest); // another session may have it by now
         }
     }
 
@@ -377,7 +402,7 @@ impl Runtime for MuxRuntime {
             mux: Arc::clone(&self.mux),
             local,
             inbox: Mutex::default(),
-            n_addresses: AtomicU64::new(0),
+            known: Mutex::default(),
         });
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&made));
         Ok(Arc::new(Handle(made)))
@@ -515,11 +540,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_learns_no_more_addresses_than_a_browser_has() {
+    async fn a_session_is_known_by_its_latest_names_alone() {
         let (mux, [a, _b]) = shared_port();
         for port in 1..1000 {
             send(&a, SocketAddr::from(([127, 0, 0, 1], port)), &[0x01, 0x01, 0, 0]);
         }
-        assert_eq!(mux.sizes(), (2, MOST_ADDRESSES as usize));
+        assert_eq!(mux.sizes(), (2, MOST_ADDRESSES));
+        let latest = SocketAddr::from(([127, 0, 0, 1], 999));
+        assert!(mux.owner(Datagram::Rtp, &[0x80; 40], latest).is_some(), "the latest ones count");
+        for n in 0..100 {
+            mux.register(&format!("a{n}"), &a.0);
+        }
+        assert_eq!(mux.sizes(), (1 + MOST_UFRAGS, MOST_ADDRESSES));
     }
 }

@@ -29,8 +29,9 @@ const LARGEST: usize = 64 << 10;
 /// Messages that a browser may send in a second.
 const RATE: u32 = 60;
 
-/// Candidates that a browser may send in a session.
+/// Candidates that a browser may send in a session, and new offers that it may ask for.
 const MOST_CANDIDATES: usize = 100;
+const MOST_RESTARTS: u64 = 100;
 
 /// How often the browser is asked whether it is there, and when it is given up.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -107,7 +108,7 @@ async fn upgrade(
         if claimed.is_ok() {
             shared.n_sessions.fetch_sub(1, Ordering::Relaxed);
         }
-        shared.metrics.streaming.ended("full", Duration::ZERO);
+        shared.metrics.streaming.refused("full");
         return (StatusCode::SERVICE_UNAVAILABLE, "no further session is served here\n").into_response();
     }
     shared.metrics.streaming.session("active", 1);
@@ -230,7 +231,6 @@ impl<'a> Session<'a> {
                 biased;
                 message = socket.recv() => {
                     let now = clock.now();
-                    self.heard = now;
                     if now - second >= Duration::from_secs(1) {
                         (second, n_in_second) = (now, 0);
                     }
@@ -239,7 +239,10 @@ impl<'a> Session<'a> {
                         return Ending::TooFast;
                     }
                     let text = match message {
-                        Some(Ok(Frame::Text(text))) => text,
+                        Some(Ok(Frame::Text(text))) => {
+                            self.heard = now; // a ping of the WebSocket may come from a gateway on the way
+                            text
+                        }
                         Some(Ok(Frame::Close(_))) => return Ending::ClosedByBrowser,
                         Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => continue,
                         Some(Ok(Frame::Binary(_))) => return Ending::BadMessage,
@@ -325,6 +328,7 @@ impl<'a> Session<'a> {
                 self.peer.add_candidate(&candidate).await.map_err(misunderstood)?;
             }
             Said::Candidate { .. } | Said::Pong => {}
+            Said::Restart if self.seq > MOST_RESTARTS => return Err(Ending::TooFast),
             Said::Restart => self.offer(socket, true).await?,
             Said::Keyframe => drop(self.wanted.try_send(())),
             Said::Bye => return Err(Ending::ClosedByBrowser),

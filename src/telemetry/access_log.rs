@@ -15,9 +15,16 @@ use crate::telemetry::Metrics;
 /// Where the lines go. Writing never holds up a request: a reader that is too slow loses lines, which are counted.
 #[derive(Clone)]
 pub(crate) struct AccessLog {
-    sender: Option<SyncSender<String>>,
+    sender: Option<SyncSender<Item>>,
     json: bool,
     metrics: Metrics,
+}
+
+/// What the writer gets.
+enum Item {
+    Line(String),
+    /// Answered once all lines before it are written.
+    Flush(SyncSender<()>),
 }
 
 /// One line: what is known about a request or a session that is over.
@@ -48,6 +55,9 @@ pub(crate) struct Line<'a> {
 /// Lines that may wait for a slow reader.
 const WAITING: usize = 8192;
 
+/// How long the end of the process waits for a slow reader.
+const FLUSH: Duration = Duration::from_secs(1);
+
 /// Longest text of one field; the rest is cut.
 const LONGEST: usize = 256;
 
@@ -55,17 +65,21 @@ impl AccessLog {
     /// Lines on standard output; none when the log is off.
     pub(crate) fn new(on: bool, json: bool, metrics: &Metrics) -> Self {
         let sender = on.then(|| {
-            let (sender, receiver) = sync_channel::<String>(WAITING);
+            let (sender, receiver) = sync_channel::<Item>(WAITING);
             let write = move || {
                 let stdout = std::io::stdout();
                 while let Ok(first) = receiver.recv() {
                     let mut out = stdout.lock();
-                    // A closed pipe is the reader's decision; requests go on.
-                    let mut ok = out.write_all(first.as_bytes()).is_ok();
-                    while let Ok(next) = receiver.try_recv() {
-                        ok = ok && out.write_all(next.as_bytes()).is_ok();
+                    let mut flushed = Vec::new();
+                    for item in std::iter::once(first).chain(receiver.try_iter()) {
+                        match item {
+                            // A closed pipe is the reader's decision; requests go on.
+                            Item::Line(line) => drop(out.write_all(line.as_bytes())),
+                            Item::Flush(done) => flushed.push(done),
+                        }
                     }
                     drop(out.flush());
+                    flushed.into_iter().for_each(|it| it.send(()).unwrap_or_default()); // nobody waits any more
                 }
             };
             std::thread::Builder::new()
@@ -81,8 +95,17 @@ impl AccessLog {
     pub(crate) fn write(&self, line: &Line<'_>) {
         let Some(sender) = &self.sender else { return };
         let text = if self.json { line.json() } else { line.text() };
-        if let Err(TrySendError::Full(_)) = sender.try_send(text) {
+        if let Err(TrySendError::Full(_)) = sender.try_send(Item::Line(text)) {
             self.metrics.access_line_dropped();
+        }
+    }
+
+    /// Waits until all lines so far are written, or their reader is too slow for that.
+    pub(crate) fn flush(&self) {
+        let Some(sender) = &self.sender else { return };
+        let (done, is_done) = sync_channel(1);
+        if sender.try_send(Item::Flush(done)).is_ok() {
+            is_done.recv_timeout(FLUSH).unwrap_or_default();
         }
     }
 }

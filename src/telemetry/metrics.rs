@@ -345,6 +345,11 @@ impl Streaming {
         self.sessions.with_label_values(&[state]).add(change);
     }
 
+    /// A session that did not begin.
+    pub(crate) fn refused(&self, result: &str) {
+        self.results.with_label_values(&[result]).inc();
+    }
+
     pub(crate) fn ended(&self, result: &str, length: Duration) {
         self.results.with_label_values(&[result]).inc();
         self.seconds.observe(length.as_secs_f64());

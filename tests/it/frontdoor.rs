@@ -236,6 +236,9 @@ async fn headers_are_read_as_nvcf_reads_them() {
     let upstream = Upstream::that(Act::Mirror).await;
     let container = Container::before(&upstream).await;
     let door = Door::start(&format!("token = \"file:{}\"", Folder::leaked("key", ACCESS).display())).await;
+    let mut stranger = door.connect().await;
+    stranger.request("GET", "/v2/nvcf/functions", &[("Authorization", "Bearer another")], b"").await;
+    assert_eq!(stranger.answer().await.status, 401, "the key is for the API too");
     let function = door.function(&container).await;
     let (_, bearer) = bearer();
     let refused = |answer: Answer, status: u16, text: &str| {
@@ -456,6 +459,8 @@ async fn a_session_belongs_to_its_function_and_account_and_can_be_ended() {
     let absorb = [("X-NVCF-ABSORB", "true"), back[0]];
     assert_eq!(ask("DELETE", &mine, &absorb).await.status, 200);
     assert_eq!(ask("DELETE", &mine, &absorb).await.status, 404, "it is gone");
+    let next = ask("POST", &mine, &[("X-NVCF-ABSORB", "true")]).await;
+    assert_eq!(next.status, 200, "its place is free at once");
     assert_eq!(ask("GET", &mine, &back).await.status, 404);
 
     let (plain, _) = door.create("DEFAULT", &container).await;
@@ -472,6 +477,46 @@ async fn a_session_belongs_to_its_function_and_account_and_can_be_ended() {
     }
     let wrong = door.api("PUT", &path, r#"{"refuse":200}"#).await;
     assert!(wrong.status == 400 && wrong.text().contains("refuse"), "{}", wrong.text());
+}
+
+/// A worker waits 30 s for its browser, counted from the last time that it left.
+#[tokio::test]
+async fn a_session_is_held_from_its_last_connection_on() {
+    let clock = Clock::paused();
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::on("", clock.clone()).await;
+    let (function, version) = door.create("STREAMING", &container).await;
+    door.deploy(&function, &version, json!({})).await;
+    let asks_again = async {
+        while door.status(&function, &version).await != "ACTIVE" {
+            clock.advance(Duration::from_secs(1));
+        }
+    };
+    soon("ACTIVE", asks_again).await;
+    let (name, value) = bearer();
+    let created = door.ask("GET", &[(name, &value), ("Function-ID", &function)]).await;
+    let id = created.header("nvcf-reqid").expect("a session");
+    let back = async || {
+        door.ask("GET", &[(name, &value), ("Function-ID", &function), ("nvcf-reqid", &id)]).await.status
+    };
+    for _ in 0..5 {
+        clock.advance(Duration::from_secs(26));
+        assert_eq!(back().await, 200, "each return begins the hold anew");
+    }
+    let is_gone = async {
+        while back_with_absorb(&door, &value, &function, &id).await != 404 {
+            clock.advance(Duration::from_secs(10));
+        }
+    };
+    soon("its end", is_gone).await;
+}
+
+/// Asks about a session without connecting to it.
+async fn back_with_absorb(door: &Door, bearer: &str, function: &str, id: &str) -> u16 {
+    let headers =
+        [("Authorization", bearer), ("Function-ID", function), ("nvcf-reqid", id), ("X-NVCF-ABSORB", "true")];
+    door.ask("POST", &headers).await.status
 }
 
 /// F1, F19, F29.

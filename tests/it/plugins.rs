@@ -391,7 +391,7 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
 #[tokio::test]
 async fn a_token_file_that_is_none_is_told_without_its_tokens() {
     let upstream = Upstream::that(Act::Mirror).await;
-    let file = "[ada]\ntoken = \"hunter2-same\"\n[bob]\ntoken = \"hunter2-same\"\n[eve]\nfunctions = \"hunter2\"\n[mal]\ntoken = 7\n[pat]\ntoken_sha256 = \"hunter2\"\n";
+    let file = "[ada]\ntoken = \"hunter2-same\"\n[bob]\ntoken = \"hunter2-same\"\n[eve]\nfunctions = \"hunter2\"\n[mal]\ntoken = 7\n[pat]\ntoken_sha256 = \"hunter2\"\n[-]\ntoken = \"hunter2-of-nobody\"\n";
     let told = Gateway::in_front_of(&upstream)
         .file("bad.toml", file)
         .chain("{ plugin = \"bearer-auth\", tokens = \"file:bad.toml\" }")
@@ -403,7 +403,8 @@ async fn a_token_file_that_is_none_is_told_without_its_tokens() {
         "eve.token",
         "mal.token",
         "pat.token_sha256",
-        "5 problems",
+        "which stands for nobody",
+        "6 problems",
     ] {
         assert!(told.contains(part), "{part} is missing in:\n{told}");
     }

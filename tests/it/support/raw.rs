@@ -74,6 +74,11 @@ impl Client {
         drop(soon("room to write", sent).await);
     }
 
+    /// Sends bytes again and again, for as long as somebody takes them.
+    pub async fn flood(mut self, bytes: &[u8]) {
+        while self.stream.as_dyn().write_all(bytes).await.is_ok() {}
+    }
+
     /// Sends a request with a `Host`, and a `Content-Length` when it has a body.
     pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.example\r\n");

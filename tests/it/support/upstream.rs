@@ -196,6 +196,11 @@ impl Leg {
         drop(self.stream.write_all(bytes).await);
     }
 
+    /// Sends bytes again and again, for as long as somebody takes them.
+    pub async fn flood(mut self, bytes: &[u8]) {
+        while self.stream.write_all(bytes).await.is_ok() {}
+    }
+
     /// Sends FIN.
     pub async fn shutdown(&mut self) {
         drop(self.stream.shutdown().await);
