@@ -111,7 +111,7 @@ function measure() {
       if (it.type === "inbound-rtp" && it.kind === "video") video = it;
       if (it.type === "candidate-pair" && it.nominated && it.state === "succeeded") pair = it;
     }
-    if (pair?.currentRoundTripTime !== undefined) show("rtt", pair.currentRoundTripTime * 1000, 1);
+    if (pair?.currentRoundTripTime !== undefined) show("rtt", pair.currentRoundTripTime * 1000, 0);
     if (video && last && video.timestamp > last.timestamp) {
       const seconds = (video.timestamp - last.timestamp) / 1000;
       show("fps", (video.framesDecoded - last.framesDecoded) / seconds, 0);
@@ -125,7 +125,8 @@ function measure() {
 }
 
 function show(name, value, digits) {
-  $(name).textContent = value.toFixed(digits);
+  const text = value.toFixed(digits);
+  $(name).textContent = Number(text) === 0 && name === "rtt" ? "<1" : text; // browsers measure it in whole milliseconds
   const values = lines[name];
   values.push(value);
   if (values.length > HISTORY) values.shift();

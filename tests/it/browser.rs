@@ -62,7 +62,10 @@ async fn whole_way(args: &[&str], scheme: &str) {
     browser.press(&page, "k").await;
     browser.until(&page, &reads("echo-last", "key-up k came back")).await;
     for measured in ["rtt", "fps", "bitrate", "echo-time"] {
-        browser.until(&page, &format!("Number(document.querySelector('#{measured}').textContent) > 0")).await;
+        // A round trip on one machine may be "<1".
+        browser
+            .until(&page, &format!("/[1-9]/.test(document.querySelector('#{measured}').textContent)"))
+            .await;
     }
     // Another viewer on the same media port.
     let other = browser.open(&url).await;
