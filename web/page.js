@@ -87,16 +87,21 @@ function change({ state, problem }) {
     if (asks) $("token").focus();
   }
   showPath(problem?.step);
+  showPicture();
 }
 
-/** The first picture takes the cover away; what came before was only a promise. */
-$("video").addEventListener("playing", () => {
-  if (client?.state !== "streaming") return;
+/** The first picture takes the cover away; what came before was only a promise. It may come before the news that the
+ * media path is there, so both ask. */
+function showPicture() {
+  const video = $("video");
+  const plays = video.srcObject && !video.paused && video.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
+  if (client?.state !== "streaming" || !plays || step === 4) return;
   step = 4;
   showPath();
   cover();
-  log(`The picture is here: ${$("video").videoWidth} × ${$("video").videoHeight}.`, "good");
-});
+  log(`The picture is here: ${video.videoWidth} × ${video.videoHeight}.`, "good");
+}
+$("video").addEventListener("playing", showPicture);
 
 function measure() {
   clearInterval(measuring);
