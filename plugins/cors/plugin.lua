@@ -50,10 +50,10 @@ function M.response_headers(request, response, conf)
   if conf.origins then
     response:add_header("vary", "Origin")
   end
+  response:remove_header "access-control-allow-origin"
+  response:remove_header "access-control-allow-credentials"
   local headers = grant(request, conf)
   if not headers then
-    response:remove_header "access-control-allow-origin"
-    response:remove_header "access-control-allow-credentials"
     return
   end
   if headers["access-control-allow-credentials"] then

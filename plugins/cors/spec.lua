@@ -91,8 +91,15 @@ return spec.plugin("cors", {}, function(it)
   end)
 
   it("overrides what the response carries already", function(plugin)
-    local out = plugin:response { status = 200, headers = { ["access-control-allow-origin"] = "https://other.example" } }
+    local out = plugin:response {
+      status = 200,
+      headers = {
+        ["access-control-allow-origin"] = "https://other.example",
+        ["access-control-allow-credentials"] = "true",
+      },
+    }
     spec.header(out, "access-control-allow-origin", "*")
+    spec.header(out, "access-control-allow-credentials", nil)
     out = plugin:with({ origins = { "https://app.example" } }):response {
       status = 200,
       headers = { ["access-control-allow-origin"] = "*", ["access-control-allow-credentials"] = "true" },
