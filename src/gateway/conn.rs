@@ -1,6 +1,6 @@
 //! A browser's or an upstream's connection, encrypted or not.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -26,7 +26,9 @@ pub(crate) struct Conn {
     io: Io,
     /// What a browser's connection counts as, as long as it lives.
     counted: Option<Counted>,
-    /// Bytes held back until a flush, so that a head and its body leave together. Empty outside of HTTP.
+    /// Whether the next write is the head of a response, which is held back until something follows.
+    holds_next: bool,
+    /// A head held back, so that it leaves together with the body's beginning.
     held: Vec<u8>,
 }
 
@@ -41,18 +43,18 @@ enum Io {
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// Most bytes held back.
+/// Longest head that is held back.
 const MOST_HELD: usize = 8 << 10;
 
 impl Conn {
     /// A clear-text connection.
     pub(crate) fn plain(tcp: TcpStream) -> Self {
-        Conn { io: Io::Plain(tcp), counted: None, held: Vec::new() }
+        Conn { io: Io::Plain(tcp), counted: None, holds_next: false, held: Vec::new() }
     }
 
     /// An encrypted connection.
     pub(crate) fn tls(tls: impl Into<TlsStream<TcpStream>>) -> Self {
-        Conn { io: Io::Tls(Box::new(tls.into())), counted: None, held: Vec::new() }
+        Conn { io: Io::Tls(Box::new(tls.into())), counted: None, holds_next: false, held: Vec::new() }
     }
 
     /// Counts as a browser's connection from now on.
@@ -90,38 +92,38 @@ impl Conn {
         clock.timeout(LINGER, end).await;
     }
 
-    /// Writes without holding anything back. Nothing may be held.
-    pub(crate) fn poll_write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        debug_assert!(self.held.is_empty(), "a relay begins after the last flush");
+    /// What is written next is the head of a response. It waits for the first piece of the body, or for a flush.
+    pub(crate) fn begin_response(&mut self) {
+        self.holds_next = true;
+    }
+
+    /// Writes what is held, then `bytes`; gives how many of `bytes` are written. With no `bytes` it ends when nothing is
+    /// held any more.
+    fn poll_write_all_held(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        while !self.held.is_empty() {
+            let parts = [IoSlice::new(&self.held), IoSlice::new(bytes)];
+            let written = match &mut self.io {
+                Io::Plain(tcp) => ready!(Pin::new(tcp).poll_write_vectored(cx, &parts))?,
+                Io::Tls(tls) => ready!(Pin::new(tls).poll_write_vectored(cx, &parts))?,
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if written < self.held.len() {
+                self.held.drain(..written);
+                continue;
+            }
+            let of_bytes = written - self.held.len();
+            self.held = Vec::new(); // an idle connection keeps no buffer
+            if of_bytes > 0 {
+                return Poll::Ready(Ok(of_bytes));
+            }
+        }
         match &mut self.io {
+            _ if bytes.is_empty() => Poll::Ready(Ok(0)),
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
         }
-    }
-
-    fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut written = 0;
-        let result = loop {
-            if written == self.held.len() {
-                break Poll::Ready(Ok(()));
-            }
-            let bytes = &self.held[written..];
-            let poll = match &mut self.io {
-                Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-                Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-            };
-            match poll {
-                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => written += n,
-                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                Poll::Pending => break Poll::Pending,
-            }
-        };
-        self.held.drain(..written);
-        if self.held.is_empty() {
-            self.held = Vec::new(); // an idle connection keeps no buffer
-        }
-        result
     }
 }
 
@@ -137,19 +139,16 @@ impl AsyncRead for Conn {
 impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.held.len() + bytes.len() > MOST_HELD {
-            ready!(this.poll_write_held(cx))?;
+        if std::mem::take(&mut this.holds_next) && bytes.len() <= MOST_HELD {
+            this.held.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
         }
-        if bytes.len() >= MOST_HELD {
-            return this.poll_write_now(cx, bytes);
-        }
-        this.held.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        this.poll_write_all_held(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_write_held(cx))?;
+        ready!(this.poll_write_all_held(cx, &[]))?;
         match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
@@ -158,7 +157,7 @@ impl AsyncWrite for Conn {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_write_held(cx))?;
+        ready!(this.poll_write_all_held(cx, &[]))?;
         match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),

@@ -80,7 +80,7 @@ pub(crate) fn proxy(shared: &Arc<Shared>) -> Arc<Proxy> {
 #[allow(clippy::too_many_arguments)] // what a connection knows at this point, used once
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
-    conn: Conn,
+    mut conn: Conn,
     rest: BytesMut,
     head: RequestHead,
     mut exchange: Exchange,
@@ -106,6 +106,7 @@ pub(crate) async fn serve(
     // Pingora reads the head again: the one that was judged, with what goes upstream.
     let mut prefix = head::write_request(&head.method, &admit::target(&exchange), head.minor, &headers);
     prefix.extend_from_slice(&rest);
+    conn.begin_response();
     let mut session = HttpSession::new(Box::new(conn));
     session.set_server_keepalive(
         keep_alive.then_some(worker.shared.config.listen.idle_timeout.as_secs().max(1)),

@@ -139,7 +139,7 @@ impl LegState {
         {
             self.needs_flush = true;
             while !bytes.is_empty() {
-                match self.conn.poll_write_now(cx, bytes) {
+                match Pin::new(&mut self.conn).poll_write(cx, bytes) {
                     Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
                     Poll::Ready(Ok(n)) => bytes = &bytes[n..],
                     Poll::Ready(Err(error)) => return Err(error),
@@ -155,7 +155,7 @@ impl LegState {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         let mut written = 0;
         while written < self.out.len() {
-            match self.conn.poll_write_now(cx, &self.out[written..]) {
+            match Pin::new(&mut self.conn).poll_write(cx, &self.out[written..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => written += n,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

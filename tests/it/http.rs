@@ -62,6 +62,20 @@ async fn a_body_in_chunks_goes_through() {
 }
 
 #[tokio::test]
+async fn a_body_that_pauses_is_seen_as_far_as_it_has_come() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n";
+    let upstream = Upstream::that(Act::Begin(format!("{head}half"))).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[], b"").await;
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"half") {
+        seen.extend(client.exactly(1).await);
+    }
+    assert!(seen.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&seen));
+}
+
+#[tokio::test]
 async fn an_upstream_connection_is_shared_as_the_setting_says() {
     let requests = async |pool: &str| {
         let upstream = Upstream::that(Act::Mirror).await;

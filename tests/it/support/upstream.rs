@@ -20,6 +20,8 @@ pub enum Act {
     AcceptAfter(String),
     /// Answers these bytes, then closes.
     Answer(String),
+    /// Answers these bytes and no more, and keeps the connection.
+    Begin(String),
     /// Answers a plain request with its own head as the body, again and again.
     Mirror,
     /// Says nothing and keeps the connection.
@@ -156,6 +158,11 @@ async fn serve(
                 );
                 let body = if head.starts_with("HEAD ") { "" } else { &body };
                 drop(stream.write_all(format!("{answer}{body}").as_bytes()).await);
+            }
+            Act::Begin(bytes) => {
+                drop(stream.write_all(bytes.as_bytes()).await);
+                while matches!(stream.read_buf(&mut buf).await, Ok(n) if n > 0) {}
+                return;
             }
             Act::Silence => {
                 while matches!(stream.read_buf(&mut buf).await, Ok(n) if n > 0) {}
