@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::apps::HttpServerApp;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -29,6 +29,7 @@ use crate::gateway::worker::Worker;
 use crate::gateway::{Shared, admit, respond};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Function, LocalResponse, Phase, Stop};
+use crate::rejection::{Code, Rejection};
 
 /// Pingora's proxy, with our hooks.
 pub(crate) type Proxy = HttpProxy<Hooks>;
@@ -229,6 +230,9 @@ impl ProxyHttp for Hooks {
         if response.status.is_informational() {
             return Ok(());
         }
+        if response.status == StatusCode::UNAUTHORIZED {
+            return Error::e_explain(ErrorType::HTTPStatus(401), "the upstream answered 401");
+        }
         let Prepared { local, exchange, function, .. } = &mut **prepared;
         let shared = &local.worker.shared;
         let mut headers = response.headers.clone();
@@ -245,9 +249,9 @@ impl ProxyHttp for Hooks {
         let Some(prepared) = ctx else { return nothing };
         let Prepared { local, exchange, .. } = &mut **prepared;
         let rejection = match error.etype() {
-            ErrorType::HTTPStatus(500) => {
-                crate::rejection::Rejection::because(crate::rejection::Code::PluginFailed, error.to_string())
-            }
+            ErrorType::HTTPStatus(500) => Rejection::because(Code::PluginFailed, error.to_string()),
+            // The key is the gateway's, so a browser that is told to log in could do nothing about it.
+            ErrorType::HTTPStatus(401) => Rejection::because(Code::UpstreamKey, error.to_string()),
             _ => match respond::rescue(error) {
                 Some(rejection) => rejection,
                 None => return nothing,

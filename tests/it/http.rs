@@ -76,6 +76,17 @@ async fn a_body_that_pauses_is_seen_as_far_as_it_has_come() {
 }
 
 #[tokio::test]
+async fn a_key_that_the_upstream_refuses_is_not_the_browsers() {
+    let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n";
+    let upstream = Upstream::that(Act::Answer(refusal.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let answer = gateway.get("/x", &[]).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "upstream.key_refused"));
+    assert_eq!(answer.header("www-authenticate"), None);
+    assert_eq!(answer.header("access-control-allow-origin").as_deref(), Some("*"));
+}
+
+#[tokio::test]
 async fn an_upstream_connection_is_shared_as_the_setting_says() {
     let requests = async |pool: &str| {
         let upstream = Upstream::that(Act::Mirror).await;
