@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::config::{Config, Place, Problem, Problems};
+use crate::config::{Config, Place, Problem, Problems, Role, Sources};
 use crate::frontdoor;
-use crate::gateway::{Checked, Gateway};
+use crate::gateway::{self, Checked, Gateway};
+use crate::lua::{Explained, find_route};
 use crate::streaming;
 use crate::telemetry::{AccessLog, Admin, Metrics};
 
@@ -45,11 +46,40 @@ pub struct Addresses {
 pub struct Report {
     /// What an operator should know although it is no mistake.
     pub warnings: Vec<String>,
+    routes: Vec<Explained>,
+}
+
+impl Report {
     /// For each route, the plugins of each phase as they will run.
-    pub routes: Vec<String>,
+    pub fn routes(&self) -> impl Iterator<Item = &str> {
+        self.routes.iter().map(|it| it.text.as_str())
+    }
+
+    /// The same for one route: the one with this pattern, or the one that a request for this path takes.
+    pub fn route(&self, path: &str) -> Option<&str> {
+        let written = || self.routes.iter().position(|it| it.path == path);
+        let taken = || find_route(self.routes.iter().map(|it| &it.pattern), path).ok().flatten();
+        written().or_else(taken).map(|it| self.routes[it].text.as_str())
+    }
 }
 
 impl App {
+    /// The configuration, or all mistakes in it and in what it refers to, as far as that could be read.
+    ///
+    /// # Errors
+    /// All mistakes.
+    pub fn resolve(sources: &Sources, role: Role, clock: &Clock) -> Result<Config, Problems> {
+        sources.resolve(role).map_err(|mut problems| {
+            if role == Role::Gateway
+                && let Some(parts) = sources.parts()
+                && let Err(more) = gateway::Loaded::new(&parts, clock)
+            {
+                problems.extend(more);
+            }
+            problems
+        })
+    }
+
     /// Checks everything that a configuration refers to, without opening a port.
     ///
     /// # Errors
@@ -58,10 +88,8 @@ impl App {
         let Some(gateway) = config.gateway else {
             return Ok(Report { warnings: Vec::new(), routes: Vec::new() });
         };
-        let paths: Vec<String> = gateway.routes.iter().map(|it| it.path.clone()).collect();
         let checked = Checked::new(gateway, clock)?;
-        let routes = paths.iter().filter_map(|it| checked.program.explain(it)).collect();
-        Ok(Report { warnings: checked.warnings, routes })
+        Ok(Report { routes: checked.loaded.program.explain(), warnings: checked.loaded.warnings })
     }
 
     /// Loads policies and certificates, and binds all ports.
@@ -94,7 +122,7 @@ impl App {
         let has_gateway = checked.is_some();
         let gateway = match checked {
             Some(checked) => {
-                for warning in &checked.warnings {
+                for warning in &checked.loaded.warnings {
                     tracing::warn!("{warning}.");
                 }
                 let access = AccessLog::new(config.log.access, config.log.json, &metrics);

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::{Config, Env, Place, Problem, Problems, Role, Sources};
+use crate::config::{Env, Place, Problem, Problems, Role, Sources};
 use crate::telemetry;
 
 /// The gateway between browsers and GPU streaming functions.
@@ -58,7 +58,8 @@ struct File {
 struct CheckOptions {
     #[command(flatten)]
     file: File,
-    /// Print the plugins of each route in the order in which they run; of one route, when a path is given.
+    /// Print the plugins of each route in the order in which they run; with a route's pattern or a request's path, of
+    /// that route alone.
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "")]
     explain: Option<String>,
 }
@@ -100,9 +101,9 @@ impl Cli {
     /// With what the user must know, and an exit code.
     pub fn run(self) -> Result<(), Failure> {
         match self.command {
-            Command::Run(file) => serve(file.sources()?.resolve(Role::Gateway)?),
-            Command::Stream(file) => serve(file.sources()?.resolve(Role::Stream)?),
-            Command::Frontdoor(file) => serve(file.sources()?.resolve(Role::FrontDoor)?),
+            Command::Run(file) => serve(&file, Role::Gateway),
+            Command::Stream(file) => serve(&file, Role::Stream),
+            Command::Frontdoor(file) => serve(&file, Role::FrontDoor),
             Command::Demo(options) => demo::run(options),
             Command::Check(options) => check(&options),
             Command::Plugin(command) => plugin::run(command),
@@ -127,30 +128,31 @@ impl File {
 }
 
 fn check(options: &CheckOptions) -> Result<(), Failure> {
-    let config = options.file.sources()?.resolve(Role::Gateway)?;
-    let report = App::check(config, &Clock::system())?;
+    let clock = Clock::system();
+    let config = App::resolve(&options.file.sources()?, Role::Gateway, &clock)?;
+    let report = App::check(config, &clock)?;
     for warning in &report.warnings {
         println!("warning: {warning}.");
     }
     match options.explain.as_deref() {
         None => println!("The configuration is valid; nothing was started."),
-        Some("") => report.routes.iter().for_each(|it| print!("{it}")),
-        Some(path) => {
-            let route = report.routes.iter().find(|it| it.starts_with(&format!("route {path}\n")));
-            let route =
-                route.ok_or_else(|| Failure { code: 2, message: format!("there is no route {path:?}") })?;
-            print!("{route}");
-        }
+        Some("") => report.routes().for_each(|it| print!("{it}")),
+        Some(path) => match report.route(path) {
+            Some(route) => print!("{route}"),
+            None => return Err(Failure { code: 2, message: format!("there is no route for {path:?}") }),
+        },
     }
     Ok(())
 }
 
 /// Runs what a configuration asks for until a signal comes.
-fn serve(config: Config) -> Result<(), Failure> {
+fn serve(file: &File, role: Role) -> Result<(), Failure> {
+    let clock = Clock::system();
+    let config = App::resolve(&file.sources()?, role, &clock)?;
     telemetry::install_log(&config.log).map_err(Problems::from)?;
     runtime()?.block_on(async {
         let stop = stop_signal()?;
-        let app = App::build(config, Clock::system()).await?;
+        let app = App::build(config, clock).await?;
         let it = app.addresses();
         for (service, address) in [
             ("gateway", it.gateway),

@@ -46,8 +46,6 @@ pub struct Config {
 /// The gateway.
 #[derive(Clone, Debug)]
 pub struct Gateway {
-    /// Refuse to start when a route authenticates nobody.
-    pub require_auth: bool,
     /// Worker threads, at least one.
     pub workers: usize,
     /// Where browsers come in.
@@ -56,12 +54,30 @@ pub struct Gateway {
     pub upstream: Upstream,
     /// The life of sessions.
     pub sessions: Sessions,
+    /// What refers to more than is written in the configuration itself.
+    pub parts: Parts,
+}
+
+/// The parts of a gateway's configuration that refer to plugins and to further files. They can be checked even when
+/// another part has a mistake.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Refuse to start when a route authenticates nobody.
+    pub require_auth: bool,
     /// Where plugins are found.
     pub plugins: Plugins,
     /// The routes, in the order of the file; never empty.
     pub routes: Vec<Route>,
     /// Sources of settings for the plugins: the environment and the folder that relative paths start from.
     pub origin: Origin,
+    /// Who may open a WebSocket; `None`: anybody.
+    pub origins: Option<Vec<String>>,
+    /// TLS towards browsers, when it is on.
+    pub tls: Option<Tls>,
+    /// Whether the upstream is reached by TLS.
+    pub upstream_tls: bool,
+    /// PEM file of the upstream's authorities, instead of the system's roots.
+    pub upstream_ca: Option<PathBuf>,
 }
 
 /// What references inside plugin settings are resolved against.
@@ -78,10 +94,6 @@ pub struct Origin {
 pub struct Listen {
     /// Address and port; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// Who may open a WebSocket; `None`: anybody.
-    pub origins: Option<Vec<String>>,
-    /// TLS, when it is on.
-    pub tls: Option<Tls>,
     /// Largest request head in bytes.
     pub max_head: usize,
     /// Most header lines of a request.
@@ -123,8 +135,6 @@ pub struct Upstream {
     pub function_version_id: Option<String>,
     /// Further functions that any browser may choose.
     pub functions: Vec<String>,
-    /// PEM file instead of the system's roots.
-    pub ca: Option<PathBuf>,
     /// Time for TCP and TLS.
     pub connect_timeout: Duration,
     /// Time for the answer head.

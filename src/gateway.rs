@@ -59,9 +59,14 @@ pub(crate) struct Shared {
     pub(crate) draining: watch::Receiver<bool>,
 }
 
-/// Policies, certificates and trust of a gateway, checked and not yet serving: what `streamgate check` looks at.
+/// A gateway's configuration with what it refers to, checked and not yet serving: what `streamgate check` looks at.
 pub(crate) struct Checked {
     config: config::Gateway,
+    pub(crate) loaded: Loaded,
+}
+
+/// Policies, certificates and trust of a gateway.
+pub(crate) struct Loaded {
     pub(crate) program: Program,
     server_tls: Option<Arc<rustls::ServerConfig>>,
     client_tls: Option<Arc<rustls::ClientConfig>>,
@@ -72,18 +77,25 @@ pub(crate) struct Checked {
 impl Checked {
     /// Loads and checks everything that a configuration refers to.
     pub(crate) fn new(config: config::Gateway, clock: &Clock) -> Result<Checked, Problems> {
+        let loaded = Loaded::new(&config.parts, clock)?;
+        Ok(Checked { config, loaded })
+    }
+}
+
+impl Loaded {
+    /// Loads and checks everything that these parts of a configuration refer to.
+    pub(crate) fn new(parts: &config::Parts, clock: &Clock) -> Result<Loaded, Problems> {
         let mut problems = Problems::new();
         let mut note = |problem: Problem| problems.push(problem);
-        let server_tls = config.listen.tls.as_ref().map(|it| tls::server(it, clock)).transpose();
+        let server_tls = parts.tls.as_ref().map(|it| tls::server(it, clock)).transpose();
         let server_tls = server_tls.map_err(&mut note).ok();
-        let client_tls =
-            config.upstream.server.tls.then(|| tls::client(config.upstream.ca.as_deref())).transpose();
+        let client_tls = parts.upstream_tls.then(|| tls::client(parts.upstream_ca.as_deref())).transpose();
         let client_tls = client_tls.map_err(&mut note).ok();
-        let program = Program::load(&config.plugins, &config.routes, &Sources(&config));
+        let program = Program::load(&parts.plugins, &parts.routes, parts);
         let program = program.map_err(|more| problems.extend(more)).ok();
         let mut warnings = Vec::new();
         for (path, place) in program.iter().flat_map(Program::open_routes) {
-            if config.require_auth {
+            if parts.require_auth {
                 let message = "authenticates nobody, and `require_auth` is set: add a plugin that authenticates to its chain, for example `bearer-auth`";
                 problems.push(Problem::new(place.clone(), format!("route {path:?}"), message));
             } else {
@@ -94,7 +106,7 @@ impl Checked {
         }
         match (program, server_tls, client_tls) {
             (Some(program), Some(server_tls), Some(client_tls)) if problems.is_empty() => {
-                Ok(Checked { config, program, server_tls, client_tls, warnings })
+                Ok(Loaded { program, server_tls, client_tls, warnings })
             }
             _ => Err(problems),
         }
@@ -109,7 +121,7 @@ impl Gateway {
         access: AccessLog,
         clock: &Clock,
     ) -> Result<Gateway, Problems> {
-        let Checked { config, program, server_tls, client_tls, .. } = checked;
+        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
         let listener = listen(config.listen.address).map_err(|error| {
             let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
                 "; is another gateway running?"
@@ -202,21 +214,19 @@ fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 }
 
 /// What plugin settings may refer to.
-struct Sources<'a>(&'a config::Gateway);
-
-impl References for Sources<'_> {
+impl References for config::Parts {
     fn secret(&self, reference: &config::Reference) -> Result<Secret, String> {
-        self.0.origin.secret(reference)
+        self.origin.secret(reference)
     }
 
-    fn table(&self, path: &std::path::Path) -> Result<Table, Problems> {
-        self.0.origin.table(path)
+    fn table(&self, path: &std::path::Path, setting: &Place) -> Result<Table, Problems> {
+        self.origin.table(path, setting)
     }
 
     fn inherited(&self, name: &str) -> Option<Setting> {
         match name {
             "listen.origins" => {
-                let origins = self.0.listen.origins.as_ref()?;
+                let origins = self.origins.as_ref()?;
                 Some(Setting::List(origins.iter().cloned().map(Setting::Text).collect()))
             }
             _ => None,

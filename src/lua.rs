@@ -15,5 +15,5 @@ mod vm;
 pub(crate) use api::{page as api_page, types as api_types};
 pub(crate) use bundle::Bundle;
 pub(crate) use catalogue::page as plugins_page;
-pub(crate) use loader::{Ambiguous, Program, RouteChain, Routes};
+pub(crate) use loader::{Ambiguous, Explained, Program, RouteChain, Routes, find_route};
 pub(crate) use spec::run as run_spec;

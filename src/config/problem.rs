@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// A position in a file; lines and columns count from 1.
     File {
@@ -113,11 +113,14 @@ impl From<Problem> for Problems {
 }
 
 impl fmt::Display for Problems {
-    /// Two lines a mistake, the second one indented to the subject, then the count.
+    /// Two lines a mistake, the second one indented to the subject, then the count. The mistakes of a file stand in the
+    /// order of its lines; what is missing comes last.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let places: Vec<String> = self.0.iter().map(|it| it.place.to_string()).collect();
+        let mut problems: Vec<&Problem> = self.0.iter().collect();
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        let places: Vec<String> = problems.iter().map(|it| it.place.to_string()).collect();
         let width = places.iter().map(|it| it.chars().count()).max().unwrap_or(0) + 3;
-        for (problem, place) in self.0.iter().zip(&places) {
+        for (problem, place) in problems.iter().zip(&places) {
             writeln!(f, "{place:<width$}{}", problem.subject)?;
             for line in problem.message.lines() {
                 writeln!(f, "{:<width$}{line}", "")?;

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tracing_subscriber::EnvFilter;
+
 use crate::config::node::{Node, Table, Value, parse};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
-    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Parse, Place, Plugins,
-    Pool, PortRange, Problem, Problems, Reference, Refusal, Route, SameSite, Server, Sessions, Size, Source,
-    Step, Streaming, Tls, Upstream,
+    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Parse, Parts, Place,
+    Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Route, SameSite, Server, Sessions, Size,
+    Source, Step, Streaming, Tls, Upstream,
 };
 use crate::secret::Secret;
 
@@ -55,16 +57,8 @@ impl Sources {
 
     /// The configuration, or all mistakes in it.
     pub fn resolve(&self, role: Role) -> Result<Config, Problems> {
-        let table = match &self.file {
-            Some((path, text)) => parse(path, text)?,
-            None => Table::default(),
-        };
-        let base = match &self.file {
-            Some((path, _)) => path.parent().unwrap_or(Path::new("")).to_path_buf(),
-            None => PathBuf::new(),
-        };
-        let reader = Reader { table: &table, sources: self, base, problems: RefCell::default() };
-        reader.report_unknown_keys(&table, "");
+        let reader = Reader::new(self)?;
+        reader.report_unknown_keys(&reader.table, "");
         reader.report_unknown_variables();
         let config = reader.config(role);
         let problems = reader.problems.into_inner();
@@ -73,16 +67,30 @@ impl Sources {
             _ => Err(problems),
         }
     }
+
+    /// The parts of a gateway's configuration that refer to further files; none when they cannot be read themselves.
+    pub(crate) fn parts(&self) -> Option<Parts> {
+        let reader = Reader::new(self).ok()?;
+        reader.parts(reader.optional::<Server>("upstream.server").flatten().as_ref())
+    }
 }
 
 struct Reader<'a> {
-    table: &'a Table,
+    table: Table,
     sources: &'a Sources,
     base: PathBuf,
     problems: RefCell<Problems>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(sources: &'a Sources) -> Result<Self, Problems> {
+        let (table, base) = match &sources.file {
+            Some((path, text)) => (parse(path, text)?, path.parent().unwrap_or(Path::new("")).to_path_buf()),
+            None => (Table::default(), PathBuf::new()),
+        };
+        Ok(Reader { table, sources, base, problems: RefCell::default() })
+    }
+
     fn config(&self, role: Role) -> Option<Config> {
         let gateway = (role == Role::Gateway).then(|| self.gateway());
         let streaming =
@@ -90,27 +98,32 @@ impl Reader<'_> {
         let frontdoor =
             (role == Role::FrontDoor || self.table.get("frontdoor").is_some()).then(|| self.frontdoor());
         let admin = self.admin();
-        let log = Log {
-            level: self.get("log.level")?,
-            json: self.choice("log.format", &[("text", false), ("json", true)])?,
-            access: self.get("log.access")?,
-        };
+        let log = self.log();
         // All parts are read before the first missing one ends this, so that all mistakes are found.
         let (gateway, streaming, frontdoor) = (whole(gateway)?, whole(streaming)?, whole(frontdoor)?);
-        Some(Config { gateway, streaming, frontdoor, admin: admin?, log })
+        Some(Config { gateway, streaming, frontdoor, admin: admin?, log: log? })
+    }
+
+    fn log(&self) -> Option<Log> {
+        let level: Option<String> = self.get("log.level");
+        if let Some(level) = &level
+            && let Err(error) = EnvFilter::builder().parse(level)
+        {
+            self.note_about("log.level", format!("not a level or a filter: {error}"));
+        }
+        let json = self.choice("log.format", &[("text", false), ("json", true)]);
+        let access = self.get("log.access");
+        Some(Log { level: level?, json: json?, access: access? })
     }
 
     fn gateway(&self) -> Option<Gateway> {
-        let require_auth = self.get("require_auth");
         let workers: Option<u64> = self.get("workers");
         let listen = self.listen();
         let upstream = self.upstream();
-        let sessions = self.sessions(listen.as_ref());
-        let plugins = self.plugins();
-        let routes = self.routes();
+        let parts = self.parts(upstream.as_ref().map(|it| &it.server));
+        let sessions = self.sessions(parts.as_ref());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Some(Gateway {
-            require_auth: require_auth?,
             workers: match workers? {
                 0 => cores,
                 n => n.min(1024) as usize,
@@ -118,14 +131,34 @@ impl Reader<'_> {
             listen: listen?,
             upstream: upstream?,
             sessions: sessions?,
-            plugins: plugins?,
-            routes,
-            origin: Origin { env: self.sources.env.clone(), base: self.base.clone() },
+            parts: parts?,
         })
     }
 
-    fn listen(&self) -> Option<Listen> {
-        let address = self.address("listen.address", None);
+    fn parts(&self, server: Option<&Server>) -> Option<Parts> {
+        let require_auth = self.get("require_auth");
+        let plugins = self.plugins();
+        let routes = self.routes();
+        let origins = self.origins();
+        let tls = self.tls();
+        let upstream_ca: Option<Option<PathBuf>> = self.optional("upstream.ca");
+        Some(Parts {
+            require_auth: require_auth?,
+            plugins: plugins?,
+            routes,
+            origin: self.origin(),
+            origins: origins?,
+            tls: tls?,
+            upstream_tls: server.is_none_or(|it| it.tls),
+            upstream_ca: upstream_ca?.map(|it| self.base.join(it)),
+        })
+    }
+
+    fn origin(&self) -> Origin {
+        Origin { env: self.sources.env.clone(), base: self.base.clone() }
+    }
+
+    fn origins(&self) -> Option<Option<Vec<String>>> {
         let origins: Option<Option<Vec<String>>> = self.optional("listen.origins");
         if let Some(Some(origins)) = &origins {
             for origin in origins {
@@ -135,7 +168,11 @@ impl Reader<'_> {
                 }
             }
         }
-        let tls = self.tls();
+        origins.map(|it| it.map(|list| list.iter().map(|it| it.to_ascii_lowercase()).collect()))
+    }
+
+    fn listen(&self) -> Option<Listen> {
+        let address = self.address("listen.address", None);
         let max_head: Option<Size> = self.get("listen.max_head");
         let max_headers: Option<u64> = self.get("listen.max_headers");
         let head_timeout = self.get("listen.head_timeout");
@@ -147,8 +184,6 @@ impl Reader<'_> {
         self.within("listen.max_headers", max_headers, 8, 200);
         Some(Listen {
             address: address?,
-            origins: origins?.map(|list| list.iter().map(|it| it.to_ascii_lowercase()).collect()),
-            tls: tls?,
             max_head: max_head?.0 as usize,
             max_headers: max_headers? as usize,
             head_timeout: head_timeout?,
@@ -220,7 +255,6 @@ impl Reader<'_> {
                 ),
             );
         }
-        let ca: Option<Option<PathBuf>> = self.optional("upstream.ca");
         let connect_timeout = self.positive("upstream.connect_timeout");
         let handshake_timeout = self.positive("upstream.handshake_timeout");
         let pool = self.choice(
@@ -233,14 +267,13 @@ impl Reader<'_> {
             function_id: function_id?,
             function_version_id: function_version_id?,
             functions: functions?,
-            ca: ca?.map(|it| self.base.join(it)),
             connect_timeout: connect_timeout?,
             handshake_timeout: handshake_timeout?,
             pool: pool?,
         })
     }
 
-    fn sessions(&self, listen: Option<&Listen>) -> Option<Sessions> {
+    fn sessions(&self, parts: Option<&Parts>) -> Option<Sessions> {
         let max: Option<u64> = self.get("sessions.max");
         let interval = self.positive("sessions.keepalive.interval");
         let timeout = self.positive("sessions.keepalive.timeout");
@@ -270,7 +303,7 @@ impl Reader<'_> {
             "sessions.cookie.same_site",
             &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)],
         );
-        if same_site == Some(SameSite::None) && listen.is_some_and(|it| it.tls.is_none()) {
+        if same_site == Some(SameSite::None) && parts.is_some_and(|it| it.tls.is_none()) {
             self.note_about(
                 "sessions.cookie.same_site",
                 "browsers take `none` only with TLS: set `listen.tls`, or use \"lax\"",
@@ -593,8 +626,7 @@ impl Reader<'_> {
             (_, Value::Text(text)) => return Some(Some(Secret::new(text.trim_end_matches(['\r', '\n'])))),
             (_, value) => Err(format!("expected a string, not {}", value.kind())),
         };
-        let origin = Origin { env: self.sources.env.clone(), base: self.base.clone() };
-        match reference.and_then(|it| origin.secret(&it)) {
+        match reference.and_then(|it| self.origin().secret(&it)) {
             Ok(secret) => Some(Some(secret)),
             Err(message) => self.fail(node.place.clone(), key, message), // the value might be the secret itself
         }
@@ -661,16 +693,22 @@ impl Reader<'_> {
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         for name in self.sources.env.names().filter(|it| it.starts_with("STREAMGATE_")) {
             if !known.contains(&name) {
-                self.unknown(Place::Env(name.into()), name, &known);
+                let place = Place::Env(name.into());
+                self.unknown_in(place, name, &known, "STREAMGATE_");
             }
         }
     }
 
     fn unknown(&self, place: Place, key: &str, known: &[&str]) {
-        let nearest = known
-            .iter()
-            .min_by_key(|it| distance(key, it))
-            .filter(|it| distance(key, it) <= key.len().div_ceil(3));
+        self.unknown_in(place, key, known, "");
+    }
+
+    /// Reports a name that is not known; all names begin with `prefix`, which says nothing about how near two are.
+    fn unknown_in(&self, place: Place, key: &str, known: &[&str], prefix: &str) {
+        let own = &key[prefix.len()..];
+        let far = |it: &&str| distance(own, &it[prefix.len()..]);
+        let nearest =
+            known.iter().copied().min_by_key(|it| far(it)).filter(|it| far(it) <= own.len().div_ceil(3));
         let message = match nearest {
             Some(it) => format!("unknown key; did you mean `{it}`?"),
             None => "unknown key; docs/reference/configuration.md lists those there are".to_owned(),
@@ -697,12 +735,15 @@ impl Origin {
         }
     }
 
-    /// Reads a TOML file that a setting refers to.
-    pub(crate) fn table(&self, path: &Path) -> Result<Table, Problems> {
+    /// Reads a TOML file that the setting at a place refers to.
+    pub(crate) fn table(&self, path: &Path, setting: &Place) -> Result<Table, Problems> {
         let path = Arc::new(self.base.join(path));
         match std::fs::read_to_string(&*path) {
             Ok(text) => parse(&path, &text),
-            Err(error) => Err(Problem::new(Place::file(&*path), "cannot be read", error.to_string()).into()),
+            Err(error) => {
+                let subject = format!("cannot read {}", path.display());
+                Err(Problem::new(setting.clone(), subject, error.to_string()).into())
+            }
         }
     }
 }

@@ -30,15 +30,15 @@ fn the_seeds_variables_alone_are_enough() {
     assert_eq!(it.listen.address.to_string(), "0.0.0.0:49100");
     assert_eq!(it.upstream.server, Server { host: "grpc.example".into(), port: 443, tls: true });
     assert_eq!(it.upstream.pool, Pool::Never);
-    assert!(it.listen.tls.is_none());
+    assert!(it.parts.tls.is_none());
     assert!(!it.listen.page, "the page is not served unless the file says so");
-    assert_eq!(it.routes[0].chain[0].plugin, "cors");
+    assert_eq!(it.parts.routes[0].chain[0].plugin, "cors");
 
     let more =
         [("PROXY_PORT", "48322"), ("PROXY_SSL_INSECURE", "true"), ("STREAMING_FUNCTION_VERSION_ID", "v1")];
     let it = gateway(&[seed(), more.to_vec()].concat(), "").expect("valid");
     assert_eq!(it.listen.address.to_string(), "0.0.0.0:48322");
-    assert!(matches!(it.listen.tls, Some(Tls::SelfSigned)));
+    assert!(matches!(it.parts.tls, Some(Tls::SelfSigned)));
     assert_eq!(it.upstream.function_version_id.as_deref(), Some("v1"));
 }
 

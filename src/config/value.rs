@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+
 use crate::config::node::{Node, Value};
 
 /// A type that a setting can have.
@@ -203,7 +205,7 @@ impl Parse for Server {
                 None => (rest, None),
             },
         };
-        if host.is_empty() || !host.bytes().all(|it| it.is_ascii_alphanumeric() || b"-._:".contains(&it)) {
+        if ServerName::try_from(host).is_err() {
             return Err(format!("not a host name: {host:?}; {FORMS}"));
         }
         Ok(Server { host: host.to_owned(), port: port_text.map_or(Ok(default), port)?, tls })
@@ -320,6 +322,8 @@ mod tests {
             "host:http",
             "host:70000",
             "a b",
+            "a..b",
+            "-a.example",
             "http://h\r\nx",
         ] {
             assert!(Server::parse(&text(wrong)).is_err(), "{wrong:?} should be refused");

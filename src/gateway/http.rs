@@ -64,14 +64,14 @@ const POOLED: Duration = Duration::from_secs(55);
 
 /// The proxy of one worker. It has its own connections upstream.
 pub(crate) fn proxy(shared: &Arc<Shared>) -> Arc<Proxy> {
-    let upstream = &shared.config.upstream;
+    let parts = &shared.config.parts;
     let conf = ServerConf {
         threads: 1,
         // A request is sent once. Only a connection that was not made, or a pooled one that turns out to be closed, is
         // worth another try.
         max_retries: MOST_TRIES,
         upstream_keepalive_pool_size: 128,
-        ca_file: upstream.ca.as_ref().map(|it| it.display().to_string()),
+        ca_file: parts.upstream_ca.as_ref().map(|it| it.display().to_string()),
         ..ServerConf::default()
     };
     Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Hooks))

@@ -172,7 +172,7 @@ async fn open(
     if !exchange.offer.is_empty() {
         exchange.offer.answer(None).map_err(|code| reject(code.into()))?;
     }
-    check_origin(shared.config.listen.origins.as_deref(), head).map_err(|code| reject(code.into()))?;
+    check_origin(shared.config.parts.origins.as_deref(), head).map_err(|code| reject(code.into()))?;
 
     let stop = |stop: Stop| Failure::Stopped(stop, Some(accept_key.clone()));
     let function = admit::admit(worker, &route.chain, exchange).await.map_err(stop)?;

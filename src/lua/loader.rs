@@ -157,9 +157,12 @@ impl Program {
             .map(|it| (it.path.as_str(), &it.place))
     }
 
-    /// The chain of the route that a path takes, as it will run.
-    pub(crate) fn explain(&self, path: &str) -> Option<String> {
-        let route = self.routes.iter().find(|it| it.path == path || it.pattern.matches(path))?;
+    /// The chains of all routes, as they will run.
+    pub(crate) fn explain(&self) -> Vec<Explained> {
+        self.routes.iter().map(Program::explain_route).collect()
+    }
+
+    fn explain_route(route: &Planned) -> Explained {
         let mut text = format!("route {}\n", route.path);
         for phase in Phase::ALL {
             let steps: Vec<&str> = route
@@ -171,8 +174,25 @@ impl Program {
             let steps = if steps.is_empty() { "-".to_owned() } else { steps.join(" -> ") };
             text += &format!("  {:<18}{steps}\n", phase.name());
         }
-        Some(text)
+        Explained { path: route.path.clone(), pattern: route.pattern.clone(), text }
     }
+}
+
+/// The plugins of a route, as they run.
+#[derive(Debug)]
+pub(crate) struct Explained {
+    pub(crate) path: String,
+    pub(crate) pattern: Pattern,
+    pub(crate) text: String,
+}
+
+/// The first route that is for a path.
+pub(crate) fn find_route<'a>(
+    patterns: impl Iterator<Item = &'a Pattern> + Clone,
+    path: &str,
+) -> Result<Option<usize>, Ambiguous> {
+    let [kept, split] = readings(path).map(|it| patterns.clone().position(|at| at.matches(&it)));
+    if kept == split { Ok(kept) } else { Err(Ambiguous) }
 }
 
 /// Two readings of a path lead to two routes.
@@ -183,12 +203,8 @@ impl Routes {
     /// The route of a path: the first one of the file that matches. Policies are asked about what the upstream will
     /// serve, so a path that could mean two routes has none.
     pub(crate) fn find(&self, path: &str) -> Result<Option<&RouteChain>, Ambiguous> {
-        let [kept, split] =
-            readings(path).map(|it| self.routes.iter().position(|at| at.pattern.matches(&it)));
-        if kept != split {
-            return Err(Ambiguous);
-        }
-        Ok(kept.map(|it| &self.routes[it]))
+        let found = find_route(self.routes.iter().map(|it| &*it.pattern), path)?;
+        Ok(found.map(|it| &self.routes[it]))
     }
 
     /// The route whose policies dress a response to a request too broken to have a path.

@@ -197,9 +197,10 @@ impl References for SpecReferences {
         }
     }
 
-    fn table(&self, path: &Path) -> Result<config::Table, Problems> {
+    fn table(&self, path: &Path, setting: &Place) -> Result<config::Table, Problems> {
         self.files.borrow().get(path).cloned().ok_or_else(|| {
-            Problem::new(Place::file(path), "tokens", "a spec makes its token files with spec.tokens").into()
+            let subject = format!("no file {}", path.display());
+            Problem::new(setting.clone(), subject, "a spec makes its token files with spec.tokens").into()
         })
     }
 

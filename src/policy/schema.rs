@@ -100,8 +100,8 @@ pub trait References {
     /// The secret behind a reference; the error is a sentence for the operator and never the secret.
     fn secret(&self, reference: &Reference) -> Result<Secret, String>;
 
-    /// The table in a TOML file.
-    fn table(&self, path: &Path) -> Result<Table, Problems>;
+    /// The table in a TOML file; a file that cannot be read is a mistake of the setting at this place.
+    fn table(&self, path: &Path, setting: &Place) -> Result<Table, Problems>;
 
     /// A setting of the gateway that plugins may inherit.
     fn inherited(&self, name: &str) -> Option<Setting>;
@@ -252,7 +252,9 @@ impl Kind {
                 Setting::Secret(from.secret(&reference).map_err(fail)?)
             }
             (Kind::TokenFile, value) => match Reference::parse(value) {
-                Ok(Reference::File(path)) => Setting::Tokens(Arc::new(Tokens::read(&from.table(&path)?)?)),
+                Ok(Reference::File(path)) => {
+                    Setting::Tokens(Arc::new(Tokens::read(&from.table(&path, &node.place)?)?))
+                }
                 _ => return Err(fail("expected the path of a token file, as \"file:PATH\"".into())),
             },
             (kind, value) => return Err(fail(format!("expected a {}, not {}", kind.name(), value.kind()))),

@@ -76,15 +76,64 @@ async fn check_says_what_run_would_and_starts_nothing() {
     let folder = Folder::new();
     let file = folder.write(
         "streamgate.toml",
-        "[[route]]\npath = \"/api/**\"\nchain = [\"cors\", \"inject-headers\"]\n[[route]]\npath = \"/**\"\nchain = [\"cors\"]\n",
+        "[[route]]\npath = \"/api/**\"\nchain = [\"cors\", \"inject-headers\"]\n[[route]]\npath = \"/open/**\"\nchain = [\"cors\"]\n",
     );
     let path = file.display().to_string();
     let one = run(&["check", "--config", &path, "--explain", "/api/**"], &env).await;
-    assert!(one.stdout.contains("inject-headers") && !one.stdout.contains("route /**\n"), "{one:?}");
+    assert!(one.stdout.contains("inject-headers") && !one.stdout.contains("route /open/**\n"), "{one:?}");
     let all = run(&["check", "--config", &path, "--explain"], &env).await;
-    assert!(all.stdout.contains("route /api/**\n") && all.stdout.contains("route /**\n"), "{all:?}");
+    assert!(all.stdout.contains("route /api/**\n") && all.stdout.contains("route /open/**\n"), "{all:?}");
     let none = run(&["check", "--config", &path, "--explain", "/none"], &env).await;
-    assert!(none.code == Some(2) && none.stderr.contains("there is no route \"/none\""), "{none:?}");
+    assert!(none.code == Some(2) && none.stderr.contains("there is no route for \"/none\""), "{none:?}");
+}
+
+#[tokio::test]
+async fn the_chain_of_a_path_is_explained_as_it_will_run() {
+    let folder = Folder::new();
+    folder.write("tokens.toml", "[ada]\ntoken = \"token-of-ada\"\n");
+    let file = folder.write(
+        "streamgate.toml",
+        "[[route]]\npath = \"/*\"\nchain = []\n[[route]]\npath = \"/**\"\nchain = [{ plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }]\n",
+    );
+    let (path, env) = (file.display().to_string(), sample("grpc.example:443"));
+    for (asked, route) in [("/*", "/*"), ("/**", "/**"), ("/one", "/*"), ("/one/two", "/**"), ("/a%2fb", "")]
+    {
+        let told = run(&["check", "--config", &path, "--explain", asked], &env).await;
+        if route.is_empty() {
+            assert_eq!(told.code, Some(2), "{asked} could mean two routes: {told:?}");
+        } else {
+            assert!(told.stdout.contains(&format!("route {route}\n")), "{asked}: {told:?}");
+            assert_eq!(told.stdout.contains("bearer-auth\n"), route == "/**", "{asked}: {told:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn mistakes_of_every_kind_are_told_together() {
+    let folder = Folder::new();
+    let file = folder.write(
+        "streamgate.toml",
+        "[listen]\ntls = { certificate = \"no.pem\", key = \"no.key\" }\n[log]\nlevel = \"loud=very\"\n[[route]]\npath = \"/**\"\nchain = [\"no-such\", { plugin = \"bearer-auth\", tokens = \"file:no.toml\" }]\n",
+    );
+    let path = file.display().to_string();
+    for command in ["check", "run"] {
+        let ended = run(&[command, "--config", &path], &[("NVCF_SERVER", "a..b"), OWN_PORTS[1]]).await;
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        for part in [
+            "NVCF_API_KEY",
+            "STREAMING_FUNCTION_ID",
+            "not a host name: \"a..b\"",
+            &format!("{path}:4:9 "),
+            "not a level or a filter",
+            "no.pem",
+            &format!("{path}:7:10 "),
+            "no such plugin",
+            &format!("{path}:7:56 "),
+            "no.toml",
+        ] {
+            assert!(ended.stderr.contains(part), "{part} is missing in:\n{}", ended.stderr);
+        }
+    }
 }
 
 #[tokio::test]

@@ -212,7 +212,7 @@ impl Builder {
 
     /// The mistakes in it.
     pub fn problems(self) -> String {
-        let config = match self.sources().resolve(Role::Gateway) {
+        let config = match App::resolve(&self.sources(), Role::Gateway, &self.clock) {
             Ok(config) => config,
             Err(problems) => return problems.to_string(),
         };
