@@ -94,6 +94,8 @@ pub struct Origin {
 pub struct Listen {
     /// Address and port; port 0 lets the system choose.
     pub address: SocketAddr,
+    /// Whether something in front of the gateway ends TLS.
+    pub behind_tls: bool,
     /// Largest request head in bytes.
     pub max_head: usize,
     /// Most header lines of a request.

@@ -113,6 +113,13 @@ impl Loaded {
     }
 }
 
+impl Shared {
+    /// Whether browsers speak TLS, be it with the gateway or with what stands in front of it.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some() || self.config.listen.behind_tls
+    }
+}
+
 impl Gateway {
     /// Binds the port of a checked gateway.
     pub(crate) fn bind(

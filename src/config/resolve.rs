@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
         let listen = self.listen();
         let upstream = self.upstream();
         let parts = self.parts(upstream.as_ref().map(|it| &it.server));
-        let sessions = self.sessions(parts.as_ref());
+        let sessions = self.sessions(listen.as_ref(), parts.as_ref());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Some(Gateway {
             workers: match workers? {
@@ -173,6 +173,7 @@ impl<'a> Reader<'a> {
 
     fn listen(&self) -> Option<Listen> {
         let address = self.address("listen.address", None);
+        let behind_tls = self.get("listen.behind_tls");
         let max_head: Option<Size> = self.get("listen.max_head");
         let max_headers: Option<u64> = self.get("listen.max_headers");
         let head_timeout = self.get("listen.head_timeout");
@@ -184,6 +185,7 @@ impl<'a> Reader<'a> {
         self.within("listen.max_headers", max_headers, 8, 200);
         Some(Listen {
             address: address?,
+            behind_tls: behind_tls?,
             max_head: max_head?.0 as usize,
             max_headers: max_headers? as usize,
             head_timeout: head_timeout?,
@@ -273,7 +275,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn sessions(&self, parts: Option<&Parts>) -> Option<Sessions> {
+    fn sessions(&self, listen: Option<&Listen>, parts: Option<&Parts>) -> Option<Sessions> {
         let max: Option<u64> = self.get("sessions.max");
         let interval = self.positive("sessions.keepalive.interval");
         let timeout = self.positive("sessions.keepalive.timeout");
@@ -303,10 +305,11 @@ impl<'a> Reader<'a> {
             "sessions.cookie.same_site",
             &[("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)],
         );
-        if same_site == Some(SameSite::None) && parts.is_some_and(|it| it.tls.is_none()) {
+        let is_clear = parts.is_some_and(|it| it.tls.is_none()) && listen.is_some_and(|it| !it.behind_tls);
+        if same_site == Some(SameSite::None) && is_clear {
             self.note_about(
                 "sessions.cookie.same_site",
-                "browsers take `none` only with TLS: set `listen.tls`, or use \"lax\"",
+                "browsers take `none` only with TLS: set `listen.tls` (or `listen.behind_tls`), or use \"lax\"",
             );
         }
         let max_age = self.positive("sessions.cookie.max_age");

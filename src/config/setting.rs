@@ -59,6 +59,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "PEM file with the certificate chain; with `listen.tls.key` it turns TLS on."),
     setting("listen.tls.key", "path", "",
         "PEM file with the private key of `listen.tls.certificate`."),
+    setting("listen.behind_tls", "boolean", "false",
+        "TLS is ended in front of the gateway, by a load balancer: cookies are `Secure`, and policies see a TLS request."),
     setting("listen.max_head", "size", "\"64KiB\"",
         "Largest request head (request line and headers). A larger one is answered 431."),
     setting("listen.max_headers", "whole number", "100",

@@ -32,7 +32,7 @@ pub(crate) fn exchange(
     Exchange {
         id: request_id(),
         client,
-        tls: worker.shared.tls.is_some(),
+        tls: worker.shared.is_tls(),
         websocket,
         method: head.method.clone(),
         path: head.path.clone(),

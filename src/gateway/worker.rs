@@ -255,12 +255,8 @@ impl Worker {
 
     /// Answers a request whose head could not be read: nothing is known of it, and its connection ends.
     async fn refuse_head(&self, conn: Conn, client: SocketAddr, rejection: Rejection, started: Instant) {
-        let mut exchange = Exchange {
-            id: admit::request_id(),
-            client,
-            tls: self.shared.tls.is_some(),
-            ..Exchange::default()
-        };
+        let mut exchange =
+            Exchange { id: admit::request_id(), client, tls: self.shared.is_tls(), ..Exchange::default() };
         let route = self.routes().fallback().cloned();
         let response = respond::reject(self.rejected(rejection), &mut exchange);
         self.answer(conn, response, route.as_ref(), &mut exchange, false, started).await;

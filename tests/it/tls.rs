@@ -120,6 +120,20 @@ async fn no_session_ticket_is_given_and_the_cookie_is_secure() {
 }
 
 #[tokio::test]
+async fn behind_something_that_ends_tls_the_cookie_is_secure_too() {
+    let upstream =
+        Upstream::that(Act::Answer("HTTP/1.1 200 OK\r\nnvcf-reqid: r-1\r\nContent-Length: 0\r\n\r\n".into()))
+            .await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .listen("behind_tls = true")
+        .with("[sessions.cookie]\nsame_site = \"none\"")
+        .start()
+        .await;
+    let set = gateway.get("/sign_in", &[]).await.header("set-cookie").expect("a cookie");
+    assert!(set.ends_with("; HttpOnly; SameSite=None; Secure"), "{set}");
+}
+
+#[tokio::test]
 async fn a_handshake_that_is_none_is_given_up() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::in_front_of(&upstream)
