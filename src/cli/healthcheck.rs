@@ -11,8 +11,8 @@ use crate::config::Role;
 pub(super) struct Options {
     #[command(flatten)]
     file: File,
-    /// What to ask: `address:port/path`. Without it the admin server is asked, then the control server, where the
-    /// configuration has them.
+    /// What to ask: `address:port/path`. Without it the admin server is asked, then the control server, then the front
+    /// door; one that is well is enough.
     target: Option<String>,
 }
 
@@ -39,12 +39,15 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     Err(Failure::new(failures.join("\n")))
 }
 
-/// The health paths of the process that this configuration is for: which of the two it runs, its command line says.
+/// The health paths of the process that this configuration is for. Which command it runs is not written there, so all
+/// three are asked.
 fn configured(file: &File) -> Result<Vec<(SocketAddr, String)>, Failure> {
-    let config = file.sources()?.resolve(Role::Stream)?;
-    let control = config.streaming.map(|it| it.control);
-    let addresses = [Some(config.admin.address), control];
-    Ok(addresses.into_iter().flatten().map(|it| (local(it), "healthz".to_owned())).collect())
+    let sources = file.sources()?;
+    let config = sources.resolve(Role::Stream)?;
+    let control = config.streaming.map(|it| (it.control, "healthz"));
+    let door = sources.resolve(Role::FrontDoor)?.frontdoor.map(|it| (it.address, "health"));
+    let targets = [Some((config.admin.address, "healthz")), control, door];
+    Ok(targets.into_iter().flatten().map(|(address, path)| (local(address), path.to_owned())).collect())
 }
 
 /// The address under which this machine reaches itself.

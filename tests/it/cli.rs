@@ -313,6 +313,21 @@ async fn a_streaming_server_starts_with_the_containers_variables_and_stops_on_bo
 }
 
 #[tokio::test]
+async fn a_front_door_has_a_health_check_too() {
+    let process = Process::start(&["frontdoor"], &[("STREAMGATE_FRONTDOOR_ADDRESS", "127.0.0.1:0")]);
+    let address = process.address("front door").await.to_string();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let closed = closed.to_string();
+    let env = [
+        ("STREAMGATE_FRONTDOOR_ADDRESS", address.as_str()),
+        ("STREAMGATE_ADMIN_ADDRESS", &closed),
+        ("STREAMGATE_STREAMING_CONTROL", &closed),
+    ];
+    let well = run(&["healthcheck"], &env).await;
+    assert_eq!(well.code, Some(0), "{well:?}");
+}
+
+#[tokio::test]
 async fn plugins_bring_their_tests_along() {
     let folder = Folder::new();
     folder.write("good/schema.lua", "return { summary = \"Does nothing.\", phases = { \"on_request\" } }");
