@@ -65,7 +65,10 @@ pub(crate) fn dress<W: Watch>(
     exchange.response =
         ResponseHead { status: response.status, headers: std::mem::take(&mut response.headers) };
     let stop = chain.map_or(Ok(()), |it| it.run_now(Phase::ResponseHeaders, exchange, watch));
-    response.headers = std::mem::take(&mut exchange.response.headers);
+    response.headers = match chain {
+        Some(chain) if chain.has(Phase::Log) => exchange.response.headers.clone(),
+        _ => std::mem::take(&mut exchange.response.headers),
+    };
     match stop {
         Err(Stop::Reject(rejection))
             if !response.status.is_client_error() && !response.status.is_server_error() =>

@@ -176,6 +176,7 @@ async fn open(
 
     let stop = |stop: Stop| Failure::Stopped(stop, Some(accept_key.clone()));
     let function = admit::admit(worker, &route.chain, exchange).await.map_err(stop)?;
+    exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, exchange, &function);
     admit::upstream_headers(worker, &route.chain, exchange).await.map_err(stop)?;
     stage.policy = shared.clock.now();

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -281,8 +281,7 @@ impl Worker {
         let clock = &self.shared.clock;
         let keep_alive = keep_alive && !self.is_draining();
         let response = respond::dress(response, route.map(|it| &*it.chain), exchange, &self.watch);
-        exchange.response =
-            crate::policy::ResponseHead { status: response.status, headers: HeaderMap::new() };
+        exchange.response.status = response.status;
         let bytes = respond::encode(&response, &exchange.method, keep_alive, clock);
         let none = Chain::new();
         let chain = route.map_or(&none, |it| &it.chain);
@@ -310,17 +309,16 @@ impl Worker {
         let shared = &self.shared;
         self.log_phase(chain, exchange, Phase::Log);
         let status = exchange.response.status;
-        shared
-            .metrics
-            .request(if exchange.route.is_empty() { "-" } else { &exchange.route }, status.as_u16());
+        let route = if exchange.route.is_empty() { "-" } else { &exchange.route };
+        shared.metrics.request(route, status.as_u16());
         shared.access.write(&Line {
             kind: "request",
             at: shared.clock.wall(),
             id: &exchange.id,
             client: exchange.client,
             method: exchange.method.as_str(),
-            path: &exchange.path,
-            route: &exchange.route,
+            path: if exchange.path.is_empty() { "-" } else { &exchange.path },
+            route,
             principal: exchange.principal_id(),
             function: exchange.function.as_deref().unwrap_or("-"),
             status: status.as_u16(),

@@ -100,8 +100,8 @@ impl Exchange {
     /// is over also what the browser said. Sessions are many and live long.
     pub(crate) fn retire(&mut self, will_be_asked: bool) {
         self.upstream = HeaderMap::new();
-        self.response.headers = HeaderMap::new();
         if !will_be_asked {
+            self.response.headers = HeaderMap::new();
             self.headers = HeaderMap::new();
             self.offer = Offer::default();
             self.query = None;

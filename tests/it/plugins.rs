@@ -1,7 +1,7 @@
 //! Policies in Lua, as a gateway runs them.
 
 use crate::support::upstream::{Act, header};
-use crate::support::{Gateway, TOKEN, Upstream, log};
+use crate::support::{FUNCTION, Gateway, TOKEN, Upstream, log};
 
 const SCHEMA: &str = "return { summary = \"A plugin of a test.\", phases = { \"PHASE\" } }";
 
@@ -74,6 +74,40 @@ async fn a_plugin_that_fails_in_the_log_phase_harms_nobody() {
         &[("kind", "runtime"), ("phase", "log"), ("plugin", "broken")],
         1.0,
     );
+}
+
+#[tokio::test]
+async fn the_log_phase_sees_what_the_browser_was_told() {
+    let upstream = Upstream::that(Act::InTurn(vec![Act::Mirror, Act::Accept("X-Own: yes\r\n".into())])).await;
+    let plugin = "local names = { \"x-own\", \"access-control-allow-origin\", \"content-type\" }\n\
+         return { log = function(request, response)\n\
+           local seen = { response:status(), request:path() }\n\
+           for _, name in ipairs(names) do seen[#seen + 1] = response:header(name) or \"none\" end\n\
+           seen[#seen + 1] = request:get \"function_id\" or \"none\"\n\
+           require(\"streamgate.log\").warn(table.concat(seen, \" \"))\n\
+         end }";
+    let gateway = Gateway::in_front_of(&upstream)
+        .plugin("witness", &schema("log"), plugin)
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .chain("\"cors\", \"witness\"")
+        .start()
+        .await;
+    assert_eq!(gateway.get("/x", &[]).await.status, 200);
+    let mut browser = gateway.connect().await;
+    browser.upgrade("/log", &[]).await;
+    assert_eq!(browser.answer().await.status, 101);
+    browser.reset();
+    let mut odd = gateway.connect().await;
+    odd.upgrade("/log", &[("Sec-WebSocket-Key", "short")]).await;
+    assert_eq!(odd.answer().await.status, 400);
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "browser_lost")], 1.0);
+    for line in [
+        format!("200 /x none * text/plain {FUNCTION}"),
+        format!("101 /log yes * none {FUNCTION}"),
+        "400 /log none * application/problem+json none".into(),
+    ] {
+        assert!(log::text().contains(&line), "{line} is missing in {:#?}", log::lines_with("A plugin"));
+    }
 }
 
 #[tokio::test]
