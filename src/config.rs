@@ -310,3 +310,5 @@ pub struct FrontDoor {
     /// How long a session waits for a free instance.
     pub worker_timeout: Duration,
 }
+    /// How long a session outlives its signalling connection.
+    pub resume_timeout: Duration,

@@ -53,11 +53,16 @@ struct Shared {
     metrics: Metrics,
     clock: Clock,
     n_sessions: AtomicUsize,
+    /// Those of them whose browser's connection is gone.
+    n_detached: AtomicUsize,
+    named: signaling::Named,
     /// No further session will be served.
     is_over: AtomicBool,
     /// One session has ended, and the process is to end with it.
     finished: Notify,
     stopping: watch::Sender<bool>,
+    /// Changes when all sessions are to end.
+    ending: watch::Sender<u64>,
 }
 
 /// How long `ready` answers 500 before the process ends after its session: whoever polls each second sees it.
@@ -103,9 +108,12 @@ impl Server {
             metrics: metrics.clone(),
             clock: clock.clone(),
             n_sessions: AtomicUsize::new(0),
+            n_detached: AtomicUsize::new(0),
+            named: signaling::Named::default(),
             is_over: AtomicBool::new(false),
             finished: Notify::new(),
             stopping: watch::Sender::new(false),
+            ending: watch::Sender::new(0),
             config,
         };
         Ok(Server { control, signaling, shared: Arc::new(shared) })

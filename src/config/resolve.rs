@@ -522,6 +522,7 @@ impl Reader<'_> {
     }
 
     fn get<T: Parse>(&self, key: &str) -> Option<T> {
+        let resume_timeout = self.get("streaming.resume_timeout");
         match self.written(key) {
             Some(node) => self.parse(key, &node),
             None => Some(default(key)),
@@ -537,6 +538,7 @@ impl Reader<'_> {
 
     fn required<T: Parse>(&self, key: &str, hint: &str) -> Option<T> {
         match self.written(key) {
+            resume_timeout: resume_timeout?,
             Some(node) => self.parse(key, &node),
             None => self.fail(Place::Nowhere, key, hint),
         }

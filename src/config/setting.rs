@@ -157,3 +157,5 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("frontdoor.worker_timeout", "duration", "\"30s\"",
         "How long a session waits for a free instance before it is answered 504."),
 ];
+    setting("streaming.resume_timeout", "duration", "\"60s\"",
+        "How long a session outlives the connection of its browser, or its silence; 10 s at least for silence. Behind NVCF at most the gateway's `sessions.resume.window`."),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,6 +23,7 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
         .route("/v1/streaming/ready", get(ready))
         .route("/v1/streaming/startup", get(|| async { StatusCode::OK }))
         .route("/v1/streaming/creds", post(creds))
+        .route("/v1/streaming/endsession", post(end_session))
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(shared);
@@ -38,12 +39,43 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, Json<Value>) {
     shared.metrics.streaming.ready(is_ready);
     let message = match (is_ready, n_sessions) {
         (true, 0) => "Status: Ready for connection",
+        (true, n) if n == shared.n_detached.load(Ordering::Relaxed) => {
+            "Status: Awaiting session resume (keep alive)"
+        }
         (true, _) => "Status: Streaming session active (keep alive)",
         (false, _) if shared.is_over.load(Ordering::Relaxed) => "Streaming session ended (recycle instance)",
         (false, _) => "STUN credentials not received",
     };
     let status = if is_ready { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     (status, Json(json!({ "statusMessage": message })))
+}
+
+/// Whether a session waits for its browser; asked when its connection is gone. A graceful end is one for all sessions.
+async fn end_session(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let request: EndSession = match body.is_empty() {
+        true => EndSession::default(),
+        false => match serde_json::from_slice(&body) {
+            Ok(request) => request,
+            Err(error) => {
+                let message = format!("expected an object with `gracefulShutdown`: {error}");
+                return (StatusCode::BAD_REQUEST, Json(json!({ "errorMessage": message }))).into_response();
+            }
+        },
+    };
+    if request.graceful_shutdown {
+        tracing::info!("The front door ends all sessions.");
+        shared.ending.send_modify(|it| *it += 1);
+    }
+    let is_awaited = !request.graceful_shutdown && shared.n_sessions.load(Ordering::Relaxed) > 0;
+    let status = if is_awaited { "AWAITING_RESUME" } else { "COMPLETE" };
+    Json(json!({ "sessionStatus": status })).into_response()
+}
+
+/// What NVCF's worker says; unknown fields are its own.
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct EndSession {
+    graceful_shutdown: bool,
 }
 
 /// Takes new credentials. Whatever is wrong with them, the old ones stay.

@@ -2,8 +2,9 @@
 //!
 //! `docs/reference/signaling.md` has the messages.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -33,9 +34,13 @@ const RATE: u32 = 60;
 const MOST_CANDIDATES: usize = 100;
 const MOST_RESTARTS: u64 = 100;
 
-/// How often the browser is asked whether it is there, and when it is given up.
+/// How often the browser is asked whether it is there, and when it counts as away.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-const DEAD_AFTER: Duration = Duration::from_secs(10);
+const AWAY_AFTER: Duration = Duration::from_secs(10);
+
+/// The name of a session at NVCF, by which a browser's next connection is told from another browser's.
+const NAME: &str = "nvcf-reqid";
+const LONGEST_NAME: usize = 128;
 
 /// Time from the offer until media can flow.
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);
@@ -47,6 +52,7 @@ enum Said {
     Answer { seq: u64, sdp: String },
     Candidate { candidate: Option<Candidate> },
     Restart,
+    Anew,
     Keyframe,
     Pong,
     Bye,
@@ -61,6 +67,7 @@ enum Ending {
     MediaLost,
     BadMessage,
     TooFast,
+    Ended,
     Stopping,
     Failed,
 }
@@ -77,6 +84,7 @@ impl Ending {
             Ending::MediaLost => ("media_lost", 4002, "The media path was lost."),
             Ending::BadMessage => ("bad_message", 1008, "A signalling message was not understood."),
             Ending::TooFast => ("too_fast", 1008, "Too many signalling messages."),
+            Ending::Ended => ("ended", 3010, "The session was ended from outside."),
             Ending::Stopping => ("stopping", 1001, "The streaming server is stopping."),
             Ending::Failed => ("failed", 1011, "The streaming server failed."),
         }
@@ -101,6 +109,17 @@ async fn upgrade(
         let message = format!("this streaming server speaks the subprotocol {SUBPROTOCOL}\n");
         return (StatusCode::BAD_REQUEST, message).into_response();
     }
+    let name = headers.get(NAME).and_then(|it| it.to_str().ok()).filter(|it| it.len() <= LONGEST_NAME);
+    let upgrade = upgrade
+        .protocols([SUBPROTOCOL])
+        .read_buffer_size(4 << 10)
+        .max_message_size(LARGEST)
+        .max_frame_size(LARGEST);
+    if let Some(session) = name.and_then(|it| shared.named.find(it)) {
+        return upgrade.on_upgrade(move |socket| async move {
+            drop(session.send(socket).await); // a session that has just ended drops it, and the browser comes again
+        });
+    }
     let max = if shared.config.exit_after_session { 1 } else { shared.config.max_sessions };
     let claimed =
         shared.n_sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
@@ -113,15 +132,36 @@ async fn upgrade(
     }
     shared.metrics.streaming.session("active", 1);
     let place = Place(Arc::clone(&shared));
-    upgrade
-        .protocols([SUBPROTOCOL])
-        .read_buffer_size(4 << 10)
-        .max_message_size(LARGEST)
-        .max_frame_size(LARGEST)
-        .on_upgrade(move |socket| async move {
-            serve(&shared, socket).await;
-            drop(place);
-        })
+    let (sender, sockets) = mpsc::channel(1);
+    let named = name.map(|it| shared.named.list(it, sender));
+    upgrade.on_upgrade(move |socket| async move {
+        serve(&shared, socket, sockets, named.is_some()).await;
+        drop((named, place));
+    })
+}
+
+/// The sessions that NVCF has named, so that another connection of the same one finds it.
+#[derive(Clone, Default)]
+pub(super) struct Named(Arc<Mutex<HashMap<String, mpsc::Sender<WebSocket>>>>);
+
+/// A name that is listed as long as this lives.
+struct Listed(Named, String);
+
+impl Named {
+    fn find(&self, name: &str) -> Option<mpsc::Sender<WebSocket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn list(&self, name: &str, sender: mpsc::Sender<WebSocket>) -> Listed {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sender);
+        Listed(self.clone(), name.to_owned())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 /// A place among the sessions, given back when it is dropped: also when the upgrade does not come about.
@@ -133,16 +173,19 @@ impl Drop for Place {
     }
 }
 
-async fn serve(shared: &Arc<Shared>, mut socket: WebSocket) {
+async fn serve(shared: &Arc<Shared>, socket: WebSocket, sockets: mpsc::Receiver<WebSocket>, has_name: bool) {
     let started = shared.clock.now();
     let id = uuid::Uuid::new_v4().simple().to_string();
+    let mut wire = Wire { socket: Some(socket) };
     let (events, happened) = mpsc::channel(64);
     let ending = match shared.engine.open(events).await {
         Ok(peer) => {
             tracing::info!(session = %id, "A streaming session began.");
-            let mut session = Session::new(shared, &id, Arc::clone(&peer), started);
-            let ending = session.run(&mut socket, happened).await;
-            peer.close().await;
+            let mut session = Session::new(shared, &id, peer, happened, started);
+            session.can_detach = has_name && !shared.config.resume_timeout.is_zero();
+            let ending = session.run(&mut wire, sockets).await;
+            session.peer.close().await;
+            session.set_detached(false);
             ending
         }
         Err(error) => {
@@ -156,22 +199,62 @@ async fn serve(shared: &Arc<Shared>, mut socket: WebSocket) {
     shared.metrics.streaming.ended(label, took);
     tracing::info!(session = %id, reason = label, seconds = took.as_secs_f64(), "A streaming session ended.");
     if !matches!(ending, Ending::ClosedByBrowser | Ending::Lost) {
-        let bye = json!({ "type": "bye", "code": label, "reason": reason });
-        drop(socket.send(Frame::Text(bye.to_string().into())).await);
+        wire.say(&json!({ "type": "bye", "code": label, "reason": reason })).await;
     }
-    drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: label.into() }))).await);
-    // The browser's own Close, so that neither side is left with a connection that was cut.
-    let answer = async { while let Some(Ok(_)) = socket.recv().await {} };
-    shared.clock.timeout(Duration::from_secs(1), answer).await;
+    wire.close(code, label, &shared.clock).await;
+}
+
+/// The signalling connection of a session. It may break and be replaced; what is said meanwhile is lost.
+struct Wire {
+    socket: Option<WebSocket>,
+}
+
+impl Wire {
+    async fn say(&mut self, message: &Value) {
+        if let Some(socket) = &mut self.socket {
+            drop(socket.send(Frame::Text(message.to_string().into())).await); // a broken one is found by hearing
+        }
+    }
+
+    /// What comes next; nothing while the connection is gone. `None`: it has just broken.
+    async fn hear(&mut self) -> Option<Frame> {
+        match &mut self.socket {
+            Some(socket) => match socket.recv().await {
+                Some(Ok(frame)) => Some(frame),
+                Some(Err(_)) | None => {
+                    self.socket = None;
+                    None
+                }
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn close(&mut self, code: u16, reason: &str, clock: &crate::clock::Clock) {
+        let Some(socket) = &mut self.socket else { return };
+        drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: reason.into() }))).await);
+        // The browser's own Close, so that neither side is left with a connection that was cut.
+        let answer = async { while let Some(Ok(_)) = socket.recv().await {} };
+        clock.timeout(Duration::from_secs(1), answer).await;
+    }
 }
 
 struct Session<'a> {
     shared: &'a Arc<Shared>,
     id: &'a str,
     peer: Arc<dyn Peer>,
+    happened: mpsc::Receiver<PeerEvent>,
     started: Instant,
     seq: u64,
     is_connected: bool,
+    /// Until when media must flow, when it does not.
+    connect_by: Instant,
+    /// Whether another connection could be told to be this session's.
+    can_detach: bool,
+    /// Whether its connection is gone and another one waited for.
+    is_detached: bool,
+    /// The media path broke while the browser was away; it is to be mended once it is back.
+    restart_due: bool,
     n_candidates: usize,
     heard: Instant,
     viewer: Option<tokio::task::JoinHandle<()>>,
@@ -188,15 +271,26 @@ impl Drop for Session<'_> {
 }
 
 impl<'a> Session<'a> {
-    fn new(shared: &'a Arc<Shared>, id: &'a str, peer: Arc<dyn Peer>, started: Instant) -> Self {
+    fn new(
+        shared: &'a Arc<Shared>,
+        id: &'a str,
+        peer: Arc<dyn Peer>,
+        happened: mpsc::Receiver<PeerEvent>,
+        started: Instant,
+    ) -> Self {
         let (wanted, wanted_by) = mpsc::channel(1);
         Session {
             shared,
             id,
             peer,
+            happened,
             started,
             seq: 0,
             is_connected: false,
+            connect_by: started + CONNECT_WITHIN,
+            can_detach: false,
+            is_detached: false,
+            restart_due: false,
             n_candidates: 0,
             heard: started,
             viewer: None,
@@ -205,31 +299,29 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn run(&mut self, socket: &mut WebSocket, mut happened: mpsc::Receiver<PeerEvent>) -> Ending {
+    async fn run(&mut self, wire: &mut Wire, mut sockets: mpsc::Receiver<WebSocket>) -> Ending {
         let clock = &self.shared.clock;
-        let hello = json!({ "type": "hello", "v": 1, "session": self.id, "heartbeatMs": HEARTBEAT.as_millis() as u64 });
-        if say(socket, &hello).await.is_err() {
-            return Ending::Lost;
-        }
+        let mut ending = self.shared.ending.subscribe();
+        wire.say(&self.hello(false)).await;
         let mut mapped = self.shared.mux.mapped();
-        if let Err(ending) = self.offer(socket, false).await {
+        if let Err(ending) = self.offer(wire, false).await {
             return ending;
         }
         let known = *mapped.borrow_and_update();
-        if self.trickle(socket, known).await.is_err() {
-            return Ending::Lost;
-        }
+        self.trickle(wire, known).await;
+        let give_up = self.shared.config.resume_timeout.max(AWAY_AFTER);
         let mut stopping = self.shared.stopping.subscribe();
         let mut heartbeat = clock.timer(clock.now() + HEARTBEAT);
-        let mut connect = clock.timer(clock.now() + CONNECT_WITHIN);
+        let mut connect = clock.timer(self.connect_by);
         let mut second = clock.now();
         let mut n_in_second = 0;
         loop {
+            connect.reset(self.connect_by);
             // In this order: what a browser says counts before what it is given up for, and no media path is the
             // better reason for an end that has two.
             tokio::select! {
                 biased;
-                message = socket.recv() => {
+                frame = wire.hear() => {
                     let now = clock.now();
                     if now - second >= Duration::from_secs(1) {
                         (second, n_in_second) = (now, 0);
@@ -238,78 +330,150 @@ impl<'a> Session<'a> {
                     if n_in_second > RATE {
                         return Ending::TooFast;
                     }
-                    let text = match message {
-                        Some(Ok(Frame::Text(text))) => {
+                    let text = match frame {
+                        Some(Frame::Text(text)) => {
                             self.heard = now; // a ping of the WebSocket may come from a gateway on the way
                             text
                         }
-                        Some(Ok(Frame::Close(_))) => return Ending::ClosedByBrowser,
-                        Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => continue,
-                        Some(Ok(Frame::Binary(_))) => return Ending::BadMessage,
-                        Some(Err(_)) | None => return Ending::Lost,
+                        Some(Frame::Close(_)) => return Ending::ClosedByBrowser,
+                        Some(Frame::Ping(_) | Frame::Pong(_)) => continue,
+                        Some(Frame::Binary(_)) => return Ending::BadMessage,
+                        None if !self.can_detach => return Ending::Lost,
+                        None => {
+                            tracing::info!(session = self.id, "A browser's connection broke; its session is kept.");
+                            self.set_detached(true);
+                            continue;
+                        }
                     };
-                    match serde_json::from_str(&text) {
-                        Ok(said) => if let Err(ending) = self.hear(socket, said).await { return ending },
+                    let said = match serde_json::from_str(&text) {
+                        Ok(said) => said,
                         Err(error) => {
                             tracing::debug!(session = self.id, %error, "A signalling message was not understood.");
                             return Ending::BadMessage;
                         }
+                    };
+                    if let Err(ending) = self.hear(wire, said).await {
+                        return ending;
+                    }
+                    if std::mem::take(&mut self.restart_due)
+                        && let Err(ending) = self.restart(wire).await
+                    {
+                        return ending;
                     }
                 }
-                Some(event) = happened.recv() => if let Err(ending) = self.happen(socket, event).await { return ending },
+                Some(socket) = sockets.recv() => {
+                    if let Some(mut old) = wire.socket.replace(socket) {
+                        let replaced = CloseFrame { code: 3005, reason: "another connection has taken over".into() };
+                        drop(old.send(Frame::Close(Some(replaced))).await);
+                    }
+                    self.set_detached(false);
+                    tracing::info!(session = self.id, "A browser has come back into its session.");
+                    self.shared.metrics.streaming.resumed();
+                    self.heard = clock.now();
+                    wire.say(&self.hello(true)).await;
+                }
+                Some(event) = self.happened.recv() => if let Err(ending) = self.happen(wire, event).await { return ending },
                 Ok(()) = mapped.changed() => {
                     let known = *mapped.borrow_and_update();
-                    if known.is_some() && self.trickle(socket, known).await.is_err() {
-                        return Ending::Lost;
+                    if known.is_some() {
+                        self.trickle(wire, known).await;
                     }
                 }
-                () = std::future::poll_fn(|cx| connect.poll(cx)), if !self.is_connected => return Ending::NoMediaPath,
+                () = std::future::poll_fn(|cx| connect.poll(cx)), if !self.is_connected && !self.is_away(wire) => {
+                    return if self.viewer.is_some() { Ending::MediaLost } else { Ending::NoMediaPath };
+                }
                 () = std::future::poll_fn(|cx| heartbeat.poll(cx)) => {
                     let now = clock.now();
-                    if now - self.heard >= DEAD_AFTER {
+                    if now - self.heard >= give_up {
                         return Ending::Lost;
                     }
                     heartbeat.reset(now + HEARTBEAT);
-                    if say(socket, &json!({ "type": "ping", "t": (now - self.started).as_millis() as u64 })).await.is_err() {
-                        return Ending::Lost;
-                    }
+                    wire.say(&json!({ "type": "ping", "t": (now - self.started).as_millis() as u64 })).await;
                 }
+                Ok(()) = ending.changed() => return Ending::Ended,
                 () = stopped(&mut stopping) => return Ending::Stopping,
             }
         }
     }
 
-    async fn offer(&mut self, socket: &mut WebSocket, restart: bool) -> Result<(), Ending> {
+    fn set_detached(&mut self, is_detached: bool) {
+        if std::mem::replace(&mut self.is_detached, is_detached) == is_detached {
+            return;
+        }
+        let n_detached = &self.shared.n_detached;
+        if is_detached {
+            n_detached.fetch_add(1, Ordering::Relaxed);
+        } else {
+            n_detached.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.shared.metrics.streaming.session("detached", if is_detached { 1 } else { -1 });
+    }
+
+    fn hello(&self, resumed: bool) -> Value {
+        let heartbeat = HEARTBEAT.as_millis() as u64;
+        json!({ "type": "hello", "v": 1, "session": self.id, "heartbeatMs": heartbeat, "resumed": resumed })
+    }
+
+    /// Whether the browser has not been heard for some time, or cannot be.
+    fn is_away(&self, wire: &Wire) -> bool {
+        wire.socket.is_none() || self.shared.clock.now() - self.heard >= AWAY_AFTER
+    }
+
+    async fn offer(&mut self, wire: &mut Wire, restart: bool) -> Result<(), Ending> {
         let sdp = self.peer.offer(restart).await.map_err(|error| {
             tracing::warn!(session = self.id, %error, "An offer could not be made.");
             Ending::Failed
         })?;
         self.seq += 1;
-        say(socket, &json!({ "type": "offer", "seq": self.seq, "sdp": sdp })).await.map_err(|_| Ending::Lost)
+        wire.say(&json!({ "type": "offer", "seq": self.seq, "sdp": sdp })).await;
+        Ok(())
+    }
+
+    /// Offers fresh ICE credentials; once a browser that was away is back, media must flow within its time.
+    async fn restart(&mut self, wire: &mut Wire) -> Result<(), Ending> {
+        self.connect_by = self.shared.clock.now() + CONNECT_WITHIN;
+        self.offer(wire, true).await
+    }
+
+    /// Begins again with a browser that has lost its side of the media path, as a page does that was loaded again.
+    async fn anew(&mut self, wire: &mut Wire) -> Result<(), Ending> {
+        let (events, happened) = mpsc::channel(64);
+        let peer = self.shared.engine.open(events).await.map_err(|error| {
+            tracing::error!(%error, "A media path could not be made.");
+            Ending::Failed
+        })?;
+        std::mem::replace(&mut self.peer, peer).close().await;
+        self.happened = happened;
+        if let Some(viewer) = self.viewer.take() {
+            viewer.abort();
+        }
+        let (wanted, wanted_by) = mpsc::channel(1);
+        (self.wanted, self.wanted_by) = (wanted, Some(wanted_by));
+        (self.is_connected, self.restart_due, self.n_candidates) = (false, false, 0);
+        self.connect_by = self.shared.clock.now() + CONNECT_WITHIN;
+        self.offer(wire, false).await?;
+        let known = *self.shared.mux.mapped().borrow();
+        self.trickle(wire, known).await;
+        Ok(())
     }
 
     /// Sends the candidate that the STUN server knows, if there is one, and the end of candidates.
-    async fn trickle(
-        &self,
-        socket: &mut WebSocket,
-        mapped: Option<std::net::SocketAddr>,
-    ) -> Result<(), axum::Error> {
+    async fn trickle(&self, wire: &mut Wire, mapped: Option<std::net::SocketAddr>) {
         if let Some(mapped) = mapped {
             let candidate = Candidate {
                 candidate: self.shared.mux.mapped_candidate(mapped),
                 sdp_mid: Some("0".into()),
                 sdp_m_line_index: Some(0),
             };
-            say(socket, &json!({ "type": "candidate", "candidate": candidate })).await?;
+            wire.say(&json!({ "type": "candidate", "candidate": candidate })).await;
         }
         // With credentials and no answer from the STUN server yet, more may follow.
         if mapped.is_some() || self.shared.creds.borrow().is_none() {
-            say(socket, &json!({ "type": "candidate", "candidate": null })).await?;
+            wire.say(&json!({ "type": "candidate", "candidate": null })).await;
         }
-        Ok(())
     }
 
-    async fn hear(&mut self, socket: &mut WebSocket, said: Said) -> Result<(), Ending> {
+    async fn hear(&mut self, wire: &mut Wire, said: Said) -> Result<(), Ending> {
         let misunderstood = |error: crate::streaming::peer::PeerError| {
             tracing::debug!(session = self.id, %error, "A signalling message could not be used.");
             Ending::BadMessage
@@ -328,18 +492,22 @@ impl<'a> Session<'a> {
                 self.peer.add_candidate(&candidate).await.map_err(misunderstood)?;
             }
             Said::Candidate { .. } | Said::Pong => {}
-            Said::Restart if self.seq > MOST_RESTARTS => return Err(Ending::TooFast),
-            Said::Restart => self.offer(socket, true).await?,
+            Said::Restart | Said::Anew if self.seq > MOST_RESTARTS => return Err(Ending::TooFast),
+            Said::Restart => {
+                self.restart_due = false;
+                self.offer(wire, true).await?;
+            }
+            Said::Anew => self.anew(wire).await?,
             Said::Keyframe => drop(self.wanted.try_send(())),
             Said::Bye => return Err(Ending::ClosedByBrowser),
         }
         Ok(())
     }
 
-    async fn happen(&mut self, socket: &mut WebSocket, event: PeerEvent) -> Result<(), Ending> {
+    async fn happen(&mut self, wire: &mut Wire, event: PeerEvent) -> Result<(), Ending> {
         match event {
             PeerEvent::Connected => {
-                if !std::mem::replace(&mut self.is_connected, true) {
+                if !std::mem::replace(&mut self.is_connected, true) && self.viewer.is_none() {
                     self.shared.metrics.streaming.setup("connected", self.shared.clock.now() - self.started);
                     tracing::info!(session = self.id, "Media flows.");
                 }
@@ -350,9 +518,13 @@ impl<'a> Session<'a> {
                 }
             }
             // The browser's network may have changed: fresh checks find the new way while the old session lives on.
-            PeerEvent::Disconnected => self.offer(socket, true).await?,
+            PeerEvent::Disconnected if wire.socket.is_none() => self.restart_due = true,
+            PeerEvent::Disconnected => self.offer(wire, true).await?,
+            PeerEvent::Failed if self.is_away(wire) && self.viewer.is_some() => {
+                (self.restart_due, self.is_connected) = (true, false);
+            }
             PeerEvent::Failed => {
-                return Err(if self.is_connected { Ending::MediaLost } else { Ending::NoMediaPath });
+                return Err(if self.viewer.is_some() { Ending::MediaLost } else { Ending::NoMediaPath });
             }
             PeerEvent::KeyframeWanted => drop(self.wanted.try_send(())),
             PeerEvent::Input(message) => {
@@ -367,10 +539,6 @@ impl<'a> Session<'a> {
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     drop(stopping.wait_for(|it| *it).await); // a sender that is gone stops as well
-}
-
-async fn say(socket: &mut WebSocket, message: &Value) -> Result<(), axum::Error> {
-    socket.send(Frame::Text(message.to_string().into())).await
 }
 
 #[cfg(test)]

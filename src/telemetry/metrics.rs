@@ -52,6 +52,7 @@ pub(crate) struct Streaming {
     rtp_packets: IntCounter,
     rtp_bytes: IntCounter,
     dropped: IntCounterVec,
+    resumes: IntCounter,
     plis: IntCounter,
     datagrams: IntCounterVec,
     creds: IntCounterVec,
@@ -351,6 +352,11 @@ impl Streaming {
     }
 
     pub(crate) fn ended(&self, result: &str, length: Duration) {
+            resumes: counter(
+                r,
+                "streamgate_streaming_resumes_total",
+                "Signalling connections that took the place of another one of the same session.",
+            ),
         self.results.with_label_values(&[result]).inc();
         self.seconds.observe(length.as_secs_f64());
         self.nvcf_seconds.observe(length.as_secs_f64());
@@ -415,6 +421,10 @@ impl Watch for Plugins {
     fn before(&self) -> Instant {
         self.clock.now()
     }
+    pub(crate) fn resumed(&self) {
+        self.resumes.inc();
+    }
+
 
     fn after(&self, plugin: &str, phase: Phase, started: Instant, outcome: Outcome<'_>) {
         let took = (self.clock.now() - started).as_secs_f64();

@@ -239,7 +239,7 @@ async fn what_makes_no_sense_ends_the_session_with_a_reason() {
 #[tokio::test]
 async fn a_browser_without_a_media_path_is_told_and_a_silent_one_given_up() {
     let clock = Clock::paused();
-    let server = Server::on("", clock.clone(), "").await;
+    let server = Server::on("resume_timeout = \"10s\"", clock.clone(), "").await;
     let passing = async |socket: &mut Socket, answers: bool| {
         let mut last = None;
         loop {
@@ -460,4 +460,84 @@ async fn strangers_on_the_media_port_are_not_answered() {
     assert!(heard.is_err(), "no answer: {heard:?}");
     say(&mut socket, &json!({ "type": "restart" })).await;
     until(&mut socket, "offer").await;
+}
+
+impl Server {
+    /// A connection of the session that NVCF calls by this name.
+    async fn sign_in_as(&self, name: &str) -> Socket {
+        let url = format!("ws://{}/sign_in", self.running.addresses.signaling.expect("it has one"));
+        let mut request = url.into_client_request().expect("a request");
+        request.headers_mut().insert("sec-websocket-protocol", "streamgate.v1".parse().expect("a header"));
+        request.headers_mut().insert("nvcf-reqid", name.parse().expect("a header"));
+        soon("an upgrade", connect_async(request)).await.expect("a session").0
+    }
+
+    async fn end_session(&self, body: &str) -> (u16, String) {
+        let headers = [("Content-Type", "application/json")];
+        let answer = self.control("POST", "/v1/streaming/endsession", &headers, body.as_bytes()).await;
+        (answer.status, answer.json("sessionStatus"))
+    }
+}
+
+#[tokio::test]
+async fn a_session_outlives_its_connection_and_ends_with_its_time() {
+    let clock = Clock::paused();
+    let server = Server::on("resume_timeout = \"30s\"", clock.clone(), "").await;
+    assert_eq!(server.end_session("{}").await, (200, "COMPLETE".into()), "nothing is waited for");
+    let mut socket = server.sign_in_as("one").await;
+    let hello = until(&mut socket, "hello").await;
+    assert_eq!(hello["resumed"], json!(false));
+    until(&mut socket, "offer").await;
+    drop(socket); // without a Close frame
+    let detached = |n: f64| {
+        server.running.until_metric("streamgate_streaming_sessions", &[("state", "detached")], n);
+    };
+    detached(1.0);
+    assert_eq!(server.ready().await, (200, "Status: Awaiting session resume (keep alive)".into()));
+    assert_eq!(server.end_session(r#"{"sessionId":"x","more":1}"#).await, (200, "AWAITING_RESUME".into()));
+    let mut other = server.sign_in_as("two").await;
+    assert_ne!(
+        until(&mut other, "hello").await["session"],
+        hello["session"],
+        "another name, another session"
+    );
+
+    let mut back = server.sign_in_as("one").await;
+    let again = until(&mut back, "hello").await;
+    assert_eq!((&again["session"], &again["resumed"]), (&hello["session"], &json!(true)));
+    detached(0.0);
+    say(&mut back, &json!({ "type": "restart" })).await;
+    assert_eq!(until(&mut back, "offer").await["seq"], json!(2), "an offer for the media path that was kept");
+    // A page that was loaded again has none; a third connection takes the place of the second.
+    let mut page = server.sign_in_as("one").await;
+    assert_eq!(until(&mut page, "hello").await["session"], hello["session"]);
+    assert!(hear(&mut back).await.is_none(), "there is one connection for a session");
+    say(&mut page, &json!({ "type": "anew" })).await;
+    let offer = until(&mut page, "offer").await;
+    assert_eq!(offer["seq"], json!(3));
+    assert_eq!(server.running.metric("streamgate_streaming_resumes_total", &[]), 2.0);
+
+    drop(page);
+    detached(1.0);
+    drop(other);
+    detached(2.0);
+    for _ in 0..11 {
+        clock.advance(Duration::from_secs(3));
+        tokio::task::yield_now().await;
+    }
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "lost")], 2.0);
+    detached(0.0);
+    assert_eq!(server.end_session("").await, (200, "COMPLETE".into()));
+    assert_eq!(server.end_session(r#"{"gracefulShutdown":"yes"}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn the_front_door_can_end_a_session() {
+    let server = Server::start("").await;
+    let mut socket = server.sign_in_as("one").await;
+    until(&mut socket, "offer").await;
+    assert_eq!(server.end_session(r#"{"gracefulShutdown":true}"#).await, (200, "COMPLETE".into()));
+    let bye = until(&mut socket, "bye").await;
+    assert_eq!(bye["code"], json!("ended"));
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "ended")], 1.0);
 }
