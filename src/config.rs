@@ -161,6 +161,12 @@ pub enum Pool {
 pub struct Sessions {
     /// Most sessions at once.
     pub max: usize,
+    /// How old one may become; `None`: as old as it likes.
+    pub max_age: Option<Duration>,
+    /// How long no message may go either way; `None`: for ever.
+    pub max_idle: Option<Duration>,
+    /// What becomes of a second browser for a session.
+    pub viewer: Viewer,
     /// How idle connections are kept.
     pub keepalive: Keepalive,
     /// How a well-formed WebSocket request is refused.
@@ -169,6 +175,48 @@ pub struct Sessions {
     pub cookie: Cookie,
     /// Time between SIGTERM and the end.
     pub drain_timeout: Duration,
+}
+
+/// What becomes of a second browser for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Viewer {
+    /// It takes the place of the first, which is closed with 3005.
+    Replace,
+    /// It is refused.
+    Refuse,
+}
+
+/// How a browser comes back into its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// Over which connection upstream.
+    pub mode: ResumeMode,
+    /// How long a lost browser may come back.
+    pub window: Duration,
+    /// Most bytes kept for a browser that is away.
+    pub buffer: usize,
+    /// What happens when more comes.
+    pub overflow: Overflow,
+}
+
+/// Over which connection upstream a browser comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumeMode {
+    /// The one that was held for it.
+    Reattach,
+    /// A new one.
+    Reconnect,
+    /// It does not: each connection is a new session.
+    Off,
+}
+
+/// What happens when more comes for an absent browser than is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The session ends.
+    Close,
+    /// The oldest messages are dropped.
+    DropOldest,
 }
 
 /// How idle connections are kept, on both legs.
@@ -229,6 +277,8 @@ pub struct Route {
     pub path: String,
     /// The plugins, in order.
     pub chain: Vec<Step>,
+    /// How its browsers come back into their sessions.
+    pub resume: Resume,
     /// Where it was written.
     pub place: Place,
 }
@@ -285,6 +335,8 @@ pub struct Streaming {
     pub source: Source,
     /// Most sessions at once.
     pub max_sessions: usize,
+    /// How long a session outlives its signalling connection.
+    pub resume_timeout: Duration,
     /// End the process after one session.
     pub exit_after_session: bool,
     /// Be ready only once credentials have arrived.
@@ -310,5 +362,3 @@ pub struct FrontDoor {
     /// How long a session waits for a free instance.
     pub worker_timeout: Duration,
 }
-    /// How long a session outlives its signalling connection.
-    pub resume_timeout: Duration,

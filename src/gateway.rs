@@ -6,6 +6,7 @@
 mod admit;
 mod conn;
 mod cookie;
+mod directory;
 mod head;
 mod http;
 mod page;
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) access: AccessLog,
     pub(crate) clock: Clock,
+    pub(crate) directory: Arc<directory::Directory>,
     pub(crate) n_connections: AtomicUsize,
     pub(crate) n_sessions: AtomicUsize,
     /// Numbers connections, for the upstream pool's keys.
@@ -152,6 +154,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access,
             clock: clock.clone(),
+            directory: Arc::default(),
             n_connections: AtomicUsize::new(0),
             n_sessions: AtomicUsize::new(0),
             next_key: AtomicUsize::new(1),

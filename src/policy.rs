@@ -24,4 +24,4 @@ pub use phase::{Phase, Phases};
 pub use principal::{Principal, Tokens};
 pub use schema::{Field, Kind, References, Schema, Setting, Settings};
 pub(crate) use subprotocol::is_reserved;
-pub use subprotocol::{CLOSE_ON_REFUSAL, OWN as OWN_SUBPROTOCOL, Offer};
+pub use subprotocol::{CLOSE_ON_REFUSAL, OWN as OWN_SUBPROTOCOL, Offer, RESUME_TOKEN};

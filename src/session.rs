@@ -4,16 +4,22 @@
 //! as an argument, and everything it wants comes out of [`Session::poll`].
 //! **Drain rule:** after each `handle`, `poll` is called until it answers [`Action::Wait`].
 
+mod backlog;
 mod frame;
+mod gather;
 mod keepalive;
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+pub(crate) use backlog::{Backlog, Sent};
 pub(crate) use frame::{Control, Opcode, Piece, Sender, Tracker, Violation};
+pub(crate) use gather::Gather;
 
 use crate::config;
 use keepalive::{Beat, Keepalive, Pong};
@@ -38,10 +44,29 @@ pub(crate) enum Event {
     Gone(Leg, Loss),
     /// A leg sent what is no WebSocket frame.
     Violated(Leg, Violation),
+    /// Data came from either leg.
+    Moved,
+    /// A browser has come back.
+    Attached,
+    /// The browser that was just lost cannot come back: what was under way between it and the upstream is torn.
+    Torn,
+    /// More came for an absent browser than is kept.
+    Overflowed,
+    /// Somebody wants the session to end.
+    Stop(Stop),
     /// The time that [`Action::Wait`] named has come.
     Tick,
     /// The gateway is about to end.
     Drain,
+}
+
+/// Why a session is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The browser or an operator asked for it.
+    Asked,
+    /// The same browser reaches the session over another connection upstream.
+    Replaced,
 }
 
 /// How a connection ended.
@@ -64,6 +89,8 @@ pub(crate) enum Action {
     Ping(Leg, Control),
     /// A pong answered our ping; for the metrics.
     Measured(Leg, Duration),
+    /// The browser is gone: let go of its connection, and keep what comes for it.
+    Park(Loss),
     /// End both connections: flush and close each, or cut it as its peer's was cut.
     Finish(End),
     /// Nothing until this time, unless something happens.
@@ -113,24 +140,63 @@ pub(crate) enum Reason {
     UpstreamViolation,
     /// The gateway restarts.
     Drained,
+    /// The browser did not come back in time.
+    Expired,
+    /// More came for an absent browser than is kept.
+    Overflowed,
+    /// It is as old as a session may become.
+    TooOld,
+    /// No message went either way for too long.
+    Idle,
+    /// The browser or an operator asked for its end.
+    Terminated,
+    /// The same browser reached it over another connection upstream.
+    Replaced,
 }
 
-/// A session with both legs attached.
+/// The limits of a session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) keepalive: config::Keepalive,
+    /// How long a lost browser may come back into it; `None`: not at all.
+    pub(crate) window: Option<Duration>,
+    /// How old it may become.
+    pub(crate) max_age: Option<Duration>,
+    /// How long no message may go either way.
+    pub(crate) max_idle: Option<Duration>,
+}
+
+/// A session from its 101 to its end.
 #[derive(Debug)]
 pub(crate) struct Session {
     beats: [Keepalive; 2],
-    /// A Close is on its way: who sent it, its code, and until when the answer is waited for.
-    closing: Option<Closing>,
-    ended: bool,
+    window: Option<Duration>,
+    max_idle: Option<Duration>,
+    /// When it is too old.
+    too_old: Option<Instant>,
+    /// When the last message went.
+    moved: Instant,
+    state: State,
     actions: VecDeque<Action>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Closing {
-    by: Leg,
-    code: u16,
-    reason: Reason,
-    until: Instant,
+enum State {
+    /// Both legs are open.
+    Attached,
+    /// The browser is away, and may come back until a time. How its connection ended.
+    Parked {
+        until: Instant,
+        loss: Loss,
+    },
+    /// A Close is on its way: who sent it, its code, and until when the answer is waited for.
+    Closing {
+        by: Leg,
+        code: u16,
+        reason: Reason,
+        until: Instant,
+    },
+    Ended,
 }
 
 /// How long a Close frame waits for its answer. A peer that is there answers within a round trip; the rest is for
@@ -158,14 +224,22 @@ impl Leg {
 
 impl Session {
     /// A session whose legs have both just shaken hands. `nonce` makes our pings recognisable.
-    pub(crate) fn new(keepalive: config::Keepalive, nonce: u64, now: Instant) -> Self {
-        let beats = Leg::BOTH.map(|leg| Keepalive::new(keepalive, nonce ^ leg as u64, now));
-        Session { beats, closing: None, ended: false, actions: VecDeque::new() }
+    pub(crate) fn new(limits: Limits, nonce: u64, now: Instant) -> Self {
+        let Limits { keepalive, window, max_age, max_idle } = limits;
+        Session {
+            beats: Leg::BOTH.map(|leg| Keepalive::new(keepalive, nonce ^ leg as u64, now)),
+            window,
+            max_idle,
+            too_old: max_age.map(|it| now + it),
+            moved: now,
+            state: State::Attached,
+            actions: VecDeque::new(),
+        }
     }
 
     /// Takes note of what happened.
     pub(crate) fn handle(&mut self, now: Instant, event: Event) {
-        if self.ended {
+        if matches!(self.state, State::Ended) {
             return;
         }
         match event {
@@ -174,8 +248,17 @@ impl Session {
                 self.beats[leg as usize].heard(now);
                 self.control(leg, control, now);
             }
-            Event::Gone(leg, loss) => self.gone(leg, loss),
+            Event::Gone(leg, loss) => self.gone(leg, loss, now),
             Event::Violated(leg, violation) => self.violated(leg, violation),
+            Event::Moved => self.moved = now,
+            Event::Attached => self.attached(now),
+            Event::Torn => {
+                if let State::Parked { loss, .. } = self.state {
+                    self.lost(Leg::Browser, loss);
+                }
+            }
+            Event::Overflowed => self.overflowed(),
+            Event::Stop(stop) => self.stop(stop),
             Event::Tick => self.tick(now),
             Event::Drain => self.drain(),
         }
@@ -191,12 +274,32 @@ impl Session {
 
     /// Whether what comes from a leg is still passed on. After its Close frame nothing is.
     pub(crate) fn accepts_data(&self, leg: Leg) -> bool {
-        !self.ended && self.closing.is_none_or(|it| it.by != leg)
+        match self.state {
+            State::Attached | State::Parked { .. } => true,
+            State::Closing { by, .. } => by != leg,
+            State::Ended => false,
+        }
+    }
+
+    /// Whether the browser is away and may come back.
+    pub(crate) fn is_parked(&self) -> bool {
+        matches!(self.state, State::Parked { .. })
+    }
+
+    /// Whether a browser may take the place of the present or the absent one.
+    pub(crate) fn takes_browsers(&self) -> bool {
+        self.window.is_some() && matches!(self.state, State::Attached | State::Parked { .. })
     }
 
     fn deadline(&self) -> Instant {
-        let beats = self.beats[0].deadline().min(self.beats[1].deadline());
-        self.closing.map_or(beats, |it| it.until)
+        let [browser, upstream] = [0, 1].map(|it: usize| self.beats[it].deadline());
+        let beat = match self.state {
+            State::Parked { until, .. } => upstream.min(until),
+            State::Closing { until, .. } => return until,
+            State::Attached | State::Ended => upstream.min(browser),
+        };
+        let idle = self.max_idle.map(|it| self.moved + it);
+        [idle, self.too_old].into_iter().flatten().fold(beat, Instant::min)
     }
 
     fn control(&mut self, leg: Leg, control: Control, now: Instant) {
@@ -208,8 +311,12 @@ impl Session {
                 }
                 Pong::Repeated | Pong::Foreign => {}
             },
+            Opcode::Ping if self.is_parked() => {
+                let pong = Control::new(Opcode::Pong, control.payload());
+                self.actions.push_back(Action::Send(leg, pong));
+            }
             Opcode::Ping if self.accepts_data(leg) => {
-                self.actions.push_back(Action::Send(leg.other(), control))
+                self.actions.push_back(Action::Send(leg.other(), control));
             }
             Opcode::Ping => {}
             Opcode::Close => self.close(leg, control, now),
@@ -218,34 +325,49 @@ impl Session {
 
     /// A Close frame is passed on, and so is its answer; then both connections end.
     fn close(&mut self, leg: Leg, control: Control, now: Instant) {
-        match self.closing {
-            None => {
+        match self.state {
+            State::Parked { .. } => {
+                let answer = match control.close_code() {
+                    1005 => Control::new(Opcode::Close, &[]),
+                    code => Control::close(code, ""),
+                };
+                self.actions.push_back(Action::Send(leg, answer));
+                self.finish(Reason::ClosedByUpstream, control.close_code(), Ending::Close, Ending::Close);
+            }
+            State::Closing { by, code, reason, .. } if by != leg => {
+                self.actions.push_back(Action::Send(leg.other(), control));
+                self.finish(reason, code, Ending::Close, Ending::Close);
+            }
+            State::Attached => {
                 self.actions.push_back(Action::Send(leg.other(), control));
                 let reason = match leg {
                     Leg::Browser => Reason::ClosedByBrowser,
                     Leg::Upstream => Reason::ClosedByUpstream,
                 };
-                let until = now + CLOSE_TIMEOUT;
-                self.closing = Some(Closing { by: leg, code: control.close_code(), reason, until });
+                let (code, until) = (control.close_code(), now + CLOSE_TIMEOUT);
+                self.state = State::Closing { by: leg, code, reason, until };
             }
-            Some(closing) if closing.by != leg => {
-                self.actions.push_back(Action::Send(leg.other(), control));
-                self.finish(closing.reason, closing.code, Ending::Close, Ending::Close);
-            }
-            Some(_) => {} // a second Close from the same side says nothing new
+            State::Closing { .. } | State::Ended => {} // a second Close from the same side says nothing new
         }
     }
 
-    /// An end without a Close frame is passed on as what it was: no Close is invented, a reset stays a reset.
-    fn gone(&mut self, leg: Leg, loss: Loss) {
-        let ending = match loss {
-            Loss::Reset => Ending::Reset,
-            Loss::Fin | Loss::Silence => Ending::Close,
-        };
-        if let Some(closing) = self.closing {
-            // After the Close an end of the connection is the ordinary thing.
-            return self.finish(closing.reason, closing.code, Ending::Close, Ending::Close);
+    /// A lost browser may come back. Any other end without a Close frame is passed on as what it was: no Close is
+    /// invented, a reset stays a reset.
+    fn gone(&mut self, leg: Leg, loss: Loss, now: Instant) {
+        match (self.state, leg, self.window) {
+            (State::Closing { code, reason, .. }, ..) => {
+                // After the Close an end of the connection is the ordinary thing.
+                self.finish(reason, code, Ending::Close, Ending::Close);
+            }
+            (State::Attached, Leg::Browser, Some(window)) => {
+                self.state = State::Parked { until: now + window, loss };
+                self.actions.push_back(Action::Park(loss));
+            }
+            _ => self.lost(leg, loss),
         }
+    }
+
+    fn lost(&mut self, leg: Leg, loss: Loss) {
         let reason = match (leg, loss) {
             (Leg::Browser, Loss::Silence) => Reason::BrowserSilent,
             (Leg::Upstream, Loss::Silence) => Reason::UpstreamSilent,
@@ -253,9 +375,40 @@ impl Session {
             (Leg::Upstream, _) => Reason::UpstreamLost,
         };
         match leg {
-            Leg::Browser => self.finish(reason, 0, Ending::Reset, ending),
-            Leg::Upstream => self.finish(reason, 0, ending, Ending::Reset),
+            Leg::Browser => self.finish(reason, 0, Ending::Reset, loss.passed_on()),
+            Leg::Upstream => self.finish(reason, 0, loss.passed_on(), Ending::Reset),
         }
+    }
+
+    fn attached(&mut self, now: Instant) {
+        self.beats[Leg::Browser as usize].restart(now);
+        self.state = State::Attached;
+    }
+
+    /// The upstream is told that it sent too much for whoever is not there.
+    fn overflowed(&mut self) {
+        let close = Control::close(1009, "more than is kept for a browser that is away");
+        self.actions.push_back(Action::Send(Leg::Upstream, close));
+        self.finish(Reason::Overflowed, 0, Ending::Close, Ending::Close);
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        match stop {
+            Stop::Asked => self.terminate(Reason::Terminated, "the session was ended"),
+            Stop::Replaced => {
+                let close = Control::close(3005, "the session goes on elsewhere");
+                self.actions.push_back(Action::Send(Leg::Browser, close));
+                // The upstream sees a lost connection, not an end: the session goes on over another one.
+                self.finish(Reason::Replaced, 3005, Ending::Close, Ending::Close);
+            }
+        }
+    }
+
+    /// Both sides are told that the session is over for good.
+    fn terminate(&mut self, reason: Reason, what: &str) {
+        self.actions.push_back(Action::Send(Leg::Browser, Control::close(3010, what)));
+        self.actions.push_back(Action::Send(Leg::Upstream, Control::close(1000, what)));
+        self.finish(reason, 3010, Ending::Close, Ending::Close);
     }
 
     /// The culprit is told what it did; the other leg is told that the session is over.
@@ -274,26 +427,46 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant) {
-        if let Some(closing) = self.closing {
-            if now >= closing.until {
-                self.finish(closing.reason, closing.code, Ending::Close, Ending::Close);
+        let legs: &[Leg] = match self.state {
+            State::Closing { code, reason, until, .. } => {
+                if now >= until {
+                    self.finish(reason, code, Ending::Close, Ending::Close);
+                }
+                return;
             }
-            return;
+            State::Parked { until, loss } if now >= until => {
+                return self.finish(Reason::Expired, 0, Ending::Reset, loss.passed_on());
+            }
+            State::Parked { .. } => &[Leg::Upstream],
+            State::Attached => &Leg::BOTH,
+            State::Ended => return,
+        };
+        if self.too_old.is_some_and(|it| now >= it) {
+            return self.terminate(Reason::TooOld, "the session is as old as it may become");
         }
-        for leg in Leg::BOTH {
+        if self.max_idle.is_some_and(|it| now >= self.moved + it) {
+            return self.terminate(Reason::Idle, "the session was idle for too long");
+        }
+        for &leg in legs {
             match self.beats[leg as usize].beat(now) {
                 Beat::Rest => {}
                 Beat::Ping(ping) => self.actions.push_back(Action::Ping(leg, ping)),
-                Beat::Lost => return self.gone(leg, Loss::Silence),
+                Beat::Lost => {
+                    self.gone(leg, Loss::Silence, now);
+                    if matches!(self.state, State::Ended) {
+                        return;
+                    }
+                }
             }
         }
     }
 
     /// The browser is told to come back; the upstream sees a lost connection, not an end.
     fn drain(&mut self) {
-        match self.closing {
-            Some(closing) => self.finish(closing.reason, closing.code, Ending::Close, Ending::Close),
-            None => {
+        match self.state {
+            State::Closing { code, reason, .. } => self.finish(reason, code, Ending::Close, Ending::Close),
+            State::Parked { loss, .. } => self.finish(Reason::Drained, 0, Ending::Reset, loss.passed_on()),
+            State::Attached | State::Ended => {
                 self.actions
                     .push_back(Action::Send(Leg::Browser, Control::close(1012, "the gateway restarts")));
                 self.finish(Reason::Drained, 1012, Ending::Close, Ending::Close);
@@ -302,8 +475,27 @@ impl Session {
     }
 
     fn finish(&mut self, reason: Reason, code: u16, browser: Ending, upstream: Ending) {
-        self.ended = true;
+        self.state = State::Ended;
         self.actions.push_back(Action::Finish(End { reason, code, browser, upstream }));
+    }
+}
+
+impl Loss {
+    /// How the other leg's connection ends.
+    const fn passed_on(self) -> Ending {
+        match self {
+            Loss::Reset => Ending::Reset,
+            Loss::Fin | Loss::Silence => Ending::Close,
+        }
+    }
+
+    /// The `cause` label.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Loss::Fin => "closed",
+            Loss::Reset => "reset",
+            Loss::Silence => "silent",
+        }
     }
 }
 
@@ -320,6 +512,12 @@ impl Reason {
             Reason::BrowserViolation => "browser_violation",
             Reason::UpstreamViolation => "upstream_violation",
             Reason::Drained => "drained",
+            Reason::Expired => "expired",
+            Reason::Overflowed => "overflowed",
+            Reason::TooOld => "max_age",
+            Reason::Idle => "max_idle",
+            Reason::Terminated => "terminated",
+            Reason::Replaced => "replaced",
         }
     }
 }

@@ -3,7 +3,7 @@
 import { StreamgateClient } from "/streamgate-client.js";
 
 const $ = (id) => document.getElementById(id);
-const STATES = { idle: "Not connected", connecting: "Connecting", waiting: "Waiting for the function", negotiating: "Finding a media path", streaming: "Streaming", ended: "Ended", failed: "Not connected" };
+const STATES = { idle: "Not connected", connecting: "Connecting", waiting: "Waiting for the function", negotiating: "Finding a media path", streaming: "Streaming", resuming: "Coming back", ended: "Ended", failed: "Not connected" };
 const COVERS = { connecting: "Connecting to the gateway …", waiting: "The gateway is asking for the function …", negotiating: "The function is here. Finding a way for the picture …" };
 const STEPS = ["gateway", "function", "media", "picture"];
 const HISTORY = 40;
@@ -34,7 +34,8 @@ function showPath(wrong) {
   for (const item of $("path").children) {
     const idx = STEPS.indexOf(item.dataset.step);
     const failed = wrong && item.dataset.step === wrong;
-    item.dataset.is = failed ? "wrong" : idx < step ? "done" : idx === step && !wrong && client ? "now" : "";
+    const isAway = client?.state === "resuming" && idx === 0;
+    item.dataset.is = failed ? "wrong" : isAway ? "now" : idx < step ? "done" : idx === step && !wrong && client ? "now" : "";
   }
 }
 
@@ -64,7 +65,11 @@ function connect() {
 function change({ state, problem }) {
   $("state").dataset.state = state;
   $("state").textContent = problem?.title ?? STATES[state];
-  $("cut").disabled = $("end").disabled = !["waiting", "negotiating", "streaming"].includes(state);
+  $("end").disabled = !["waiting", "negotiating", "streaming", "resuming"].includes(state);
+  $("cut").disabled = $("end").disabled || state === "resuming";
+  $("stage").dataset.away = state === "resuming" ? "yes" : "";
+  if (state === "resuming") return showPath();
+  if (state === "streaming" && step >= 3) return showPath(); // the picture was never gone
   step = { connecting: 0, waiting: 1, negotiating: 2, streaming: 3, ended: 0 }[state] ?? STEPS.indexOf(problem.step);
   if (COVERS[state]) cover({ title: COVERS[state], busy: true });
   if (state === "streaming") {

@@ -12,8 +12,9 @@
  *
  * Events, all of them CustomEvents:
  *
- * - `state`: `detail.state` is one of `connecting`, `waiting`, `negotiating`, `streaming`, `ended`, `failed`;
+ * - `state`: `detail.state` is one of `connecting`, `waiting`, `negotiating`, `streaming`, `resuming`, `ended`, `failed`;
  *   `detail.problem` says in plain words what is wrong when something is: `{ code, title, text, step }`.
+ *   `resuming`: the connection to the gateway is lost, and the client comes back by itself; media may go on meanwhile.
  * - `stream`: `detail` is the MediaStream.
  * - `input`: `detail` is what the function said over the input channel.
  * - `input-open`: the input channel can be used.
@@ -33,6 +34,16 @@ const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 
 /** How long the media path may take once the function has made its offer, in milliseconds. */
 const MEDIA_WITHIN = 15000;
+
+/** The pauses between two tries to come back, in milliseconds: the first doubles up to the longest. */
+const FIRST_PAUSE = 250;
+const LONGEST_PAUSE = 5000;
+
+/** How many of its heartbeats a function may be silent for before the connection counts as lost. */
+const MISSED_HEARTBEATS = 3;
+
+/** Codes that may be gone a moment later; while a client comes back they are no reason to give up. */
+const PASSING = /^(upstream\.|gateway\.|sessions\.full$)/;
 
 /** What is wrong, in plain words, by the code that the gateway or the function gives. */
 const PROBLEMS = {
@@ -63,6 +74,11 @@ const PROBLEMS = {
 /** The same by the code of a Close frame, for refusals that come without a code of ours. */
 const BY_CLOSE = { 1012: ["gateway.restarting", "The gateway is restarting", "Connect again in a moment.", "gateway"], 1013: ["gateway.busy", "Try again later", "The gateway has no room at the moment.", "gateway"], 3000: ["auth.missing_token"], 3001: ["upstream.refused", "The streaming service refused", "It did not open a session.", "function"], 3003: ["auth.forbidden"], 3004: ["function.unknown"], 3005: ["session.replaced", "Opened somewhere else", "Another window has taken over this session.", "gateway"], 3008: ["upstream.no_worker"], 3010: ["session.terminated", "The session was ended", "Somebody ended it from outside.", "function"] };
 
+/** A text that nobody can guess: it names this page's session to the gateway. */
+function secret() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (it) => it.toString(16).padStart(2, "0")).join("");
+}
+
 /** One streaming session. Call {@link connect} once; make another client for another session. */
 export class StreamgateClient extends EventTarget {
   #url;
@@ -76,20 +92,35 @@ export class StreamgateClient extends EventTarget {
   #seq = 0;
   #deadline;
   #wasOpen = false;
+  #offers = [];
+  #resumeToken = secret();
+  #resumeWithin;
+  #session;
+  #lostAt;
+  #nTries = 0;
+  #retry;
+  #heartbeat = 3000;
+  #silence;
+  #outbox = [];
+  /** Connections that were left without a Close frame; one that is forgotten would send it. */
+  #left = [];
 
   /**
    * @param {object} options
    * @param {string} [options.url] signalling address; by default `/sign_in` of the page's own gateway
    * @param {string} [options.token] bearer token
    * @param {string} [options.functionId] the function to reach, when it is not the gateway's default
+   * @param {number} [options.resumeWithin] how long to try to come back after the connection is lost, in milliseconds
    */
-  constructor({ url = new URL("/sign_in", location.href), token = "", functionId = "" } = {}) {
+  constructor({ url = new URL("/sign_in", location.href), token = "", functionId = "", resumeWithin = 60000 } = {}) {
     super();
     this.#url = new URL(url, location.href);
     this.#url.protocol = this.#url.protocol.replace("http", "ws");
     this.#url.hash = "";
     this.#token = token;
     this.#functionId = functionId;
+    this.#resumeWithin = resumeWithin;
+    addEventListener("online", () => this.retry());
   }
 
   /** Where the session stands; see the `state` event. */
@@ -104,27 +135,81 @@ export class StreamgateClient extends EventTarget {
 
   /** Opens the session. */
   connect() {
-    const offers = [PROTOCOL, CLOSE_ON_REFUSAL];
+    const offers = [PROTOCOL, CLOSE_ON_REFUSAL, `streamgate-resume.${this.#resumeToken}`];
     for (const [key, value] of [["authorization-bearer", this.#token], ["function-id", this.#functionId]]) {
       if (!value) continue;
       if (!TOKEN.test(value)) return this.#fail("bad_token");
       offers.push(`${key}.${value}`);
     }
+    this.#offers = offers;
     this.#become("connecting");
-    const socket = new WebSocket(this.#url, offers);
+    this.#dial();
+  }
+
+  /** Tries to come back at once, instead of after the next pause. Nothing happens when the connection is not lost. */
+  retry() {
+    if (this.#state !== "resuming" || this.#retry === undefined) return;
+    clearTimeout(this.#retry);
+    this.#dial();
+  }
+
+  #dial() {
+    this.#retry = undefined;
+    const socket = new WebSocket(this.#url, this.#offers);
     this.#socket = socket;
     socket.onopen = () => {
       this.#wasOpen = true;
-      this.#become("waiting");
-      this.#note("The gateway has answered.");
+      this.#listen();
+      if (this.#state !== "resuming") {
+        this.#become("waiting");
+        return this.#note("The gateway has answered.");
+      }
+      this.#note(`Back after ${((performance.now() - this.#lostAt) / 1000).toFixed(1)} s.`);
+      this.#become(this.#pc ? this.#mediaState() : "waiting");
     };
     socket.onmessage = (event) => {
+      this.#listen();
       this.#hear(JSON.parse(event.data)).catch((error) => {
         this.#note(`The session could not be negotiated: ${error.message}`);
         this.#fail("no_media_path");
       });
     };
     socket.onclose = (event) => this.#closed(event);
+  }
+
+  #mediaState() {
+    return this.#pc?.connectionState === "connected" ? "streaming" : "negotiating";
+  }
+
+  /** A function that is not heard for some heartbeats is behind a connection that is dead and does not know it. */
+  #listen() {
+    clearTimeout(this.#silence);
+    this.#silence = setTimeout(() => {
+      this.#note("Nothing is heard from the gateway.");
+      this.#leave();
+      this.#comeBack();
+    }, MISSED_HEARTBEATS * this.#heartbeat + 1000);
+  }
+
+  /** Lets go of a connection without a Close frame, which would end the session; the gateway closes it. */
+  #leave() {
+    clearTimeout(this.#silence);
+    if (!this.#socket) return;
+    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
+    this.#left = [...this.#left.filter((it) => it.readyState < WebSocket.CLOSED), this.#socket];
+    this.#socket = undefined;
+  }
+
+  #comeBack() {
+    if (this.#state === "ended" || this.#state === "failed") return;
+    const now = performance.now();
+    this.#lostAt ??= now;
+    if (now - this.#lostAt > this.#resumeWithin) return this.#fail("lost");
+    if (this.#state !== "resuming") this.#note("The connection to the gateway is lost; coming back.");
+    this.#become("resuming");
+    const pause = this.#nTries === 0 ? 0 : Math.min(FIRST_PAUSE * 2 ** this.#nTries, LONGEST_PAUSE);
+    this.#nTries += 1;
+    this.#retry = setTimeout(() => this.#dial(), pause * (0.75 + Math.random() / 2));
   }
 
   /** Sends a message over the input channel; false while it is not open. */
@@ -142,18 +227,21 @@ export class StreamgateClient extends EventTarget {
     this.#release();
   }
 
-  /** Closes the connection from this side, to see what a lost one does. A script cannot break it off. */
+  /** Leaves the connection as if it were lost, to see what happens then. */
   cut() {
+    if (!this.#socket) return;
     this.#note("The connection was cut by hand.");
-    this.#socket?.close(4900, "cut by hand");
-    this.#fail("lost");
+    this.#leave();
+    this.#comeBack();
   }
 
   async #hear(message) {
+    this.#lostAt = undefined;
+    this.#nTries = 0;
+    if (message.type !== "hello") for (const waiting of this.#outbox.splice(0)) this.#say(waiting);
     switch (message.type) {
       case "hello":
-        this.#note("The function has a session for you.");
-        this.#become("negotiating");
+        this.#greet(message);
         break;
       case "offer":
         await this.#answer(message);
@@ -168,6 +256,18 @@ export class StreamgateClient extends EventTarget {
         this.#fail(message.code, message.reason);
         break;
     }
+  }
+
+  /** A function greets each connection that it sees: a new session's, or another one of this session. */
+  #greet({ session, resumed, heartbeatMs }) {
+    this.#heartbeat = heartbeatMs ?? this.#heartbeat;
+    this.#outbox = [];
+    if (this.#session !== session) this.#forget();
+    this.#session = session;
+    if (resumed && !this.#pc) this.#say({ type: "anew" });
+    else if (resumed && this.#pc.connectionState !== "connected") this.#say({ type: "restart" });
+    this.#note(resumed && this.#pc ? "The function has kept the session." : "The function has a session for you.");
+    this.#become(this.#mediaState());
   }
 
   async #answer({ sdp, seq }) {
@@ -200,10 +300,10 @@ export class StreamgateClient extends EventTarget {
       if (pc.connectionState === "connected") {
         clearTimeout(this.#deadline);
         this.#note("Media flows.");
-        this.#become("streaming");
+        if (this.#state !== "resuming") this.#become("streaming");
       } else if (pc.connectionState === "disconnected") {
         this.#note("The media path is silent; looking for another way.");
-      } else if (pc.connectionState === "failed") {
+      } else if (pc.connectionState === "failed" && this.#state !== "resuming") {
         this.#fail(this.#state === "streaming" ? "media_lost" : "no_media_path");
       }
     };
@@ -212,8 +312,12 @@ export class StreamgateClient extends EventTarget {
   }
 
   #closed(event) {
+    clearTimeout(this.#silence);
     if (this.#state === "ended" || this.#state === "failed") return;
     const [, code, text] = /^([a-z_]+(?:\.[a-z_]+)?)(?:: (.*))?$/.exec(event.reason) ?? [];
+    const isLost = [1005, 1006, 1012, 1013].includes(event.code) && !(code && PROBLEMS[code]);
+    if (this.#wasOpen && isLost) return this.#comeBack();
+    if (this.#state === "resuming" && PASSING.test(code)) return this.#comeBack();
     if (code && PROBLEMS[code]) return this.#fail(code, text);
     if (BY_CLOSE[event.code]) return this.#fail(BY_CLOSE[event.code][0], text ?? event.reason, BY_CLOSE[event.code]);
     if (event.code === 1000) {
@@ -231,18 +335,27 @@ export class StreamgateClient extends EventTarget {
     this.#become("failed", { code, title, text, step, reason });
   }
 
-  #release() {
+  /** Lets go of the media path of a session that is over. */
+  #forget() {
     clearTimeout(this.#deadline);
-    const [pc, socket] = [this.#pc, this.#socket];
-    this.#pc = undefined;
-    this.#input = undefined;
-    if (socket) socket.onmessage = null;
-    if (socket && socket.readyState <= WebSocket.OPEN) socket.close(1000);
+    const pc = this.#pc;
+    [this.#pc, this.#input, this.#candidates] = [undefined, undefined, []];
     pc?.close();
   }
 
+  #release() {
+    clearTimeout(this.#retry);
+    clearTimeout(this.#silence);
+    this.#forget();
+    const socket = this.#socket;
+    if (socket) socket.onmessage = null;
+    if (socket && socket.readyState <= WebSocket.OPEN) socket.close(1000);
+  }
+
+  /** What is said while the connection is away is said once it is back; heartbeats are not worth it. */
   #say(message) {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
+    else if (message.type !== "pong" && this.#state === "resuming") this.#outbox.push(message);
   }
 
   #become(state, problem) {

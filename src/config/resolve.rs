@@ -10,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 use crate::config::node::{Node, Table, Value, parse};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
-    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Parse, Parts, Place,
-    Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Route, SameSite, Server, Sessions, Size,
-    Source, Step, Streaming, Tls, Upstream,
+    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Overflow, Parse, Parts,
+    Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume, ResumeMode, Route,
+    SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
 };
 use crate::secret::Secret;
 
@@ -284,6 +284,10 @@ impl<'a> Reader<'a> {
         {
             self.note_about("sessions.keepalive.timeout", "must be longer than `sessions.keepalive.interval`, or a healthy peer is given up before its first pong");
         }
+        let age: Option<std::time::Duration> = self.get("sessions.max_age");
+        let idle: Option<std::time::Duration> = self.get("sessions.max_idle");
+        let viewer =
+            self.choice("sessions.viewer", &[("replace", Viewer::Replace), ("refuse", Viewer::Refuse)]);
         let refusal =
             self.choice("sessions.refusal", &[("status", Refusal::Status), ("close", Refusal::Close)]);
         let name: Option<String> = self.get("sessions.cookie.name");
@@ -316,6 +320,9 @@ impl<'a> Reader<'a> {
         let drain_timeout = self.get("sessions.drain.timeout");
         Some(Sessions {
             max: max?.clamp(1, 1 << 30) as usize,
+            max_age: Some(age?).filter(|it| !it.is_zero()),
+            max_idle: Some(idle?).filter(|it| !it.is_zero()),
+            viewer: viewer?,
             keepalive: Keepalive { interval: interval?, timeout: timeout? },
             refusal: refusal?,
             cookie: Cookie { name: name?, key: key?, same_site: same_site?, max_age: max_age? },
@@ -335,13 +342,44 @@ impl<'a> Reader<'a> {
         Some(Plugins { paths, memory: memory?.0 as usize })
     }
 
+    /// What `[sessions.resume]` says; the table of a route may say otherwise.
+    fn resume(&self, own: Option<&Table>) -> Option<Resume> {
+        for entry in own.iter().flat_map(|it| it.iter()) {
+            let names = ["mode", "window", "buffer", "overflow"];
+            if !names.contains(&entry.key.as_str()) {
+                let known = names.map(|it| format!("route.resume.{it}"));
+                let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                self.unknown(entry.place.clone(), &format!("route.resume.{}", entry.key), &known);
+            }
+        }
+        let own = |name: &str| own.and_then(|it| it.get(name));
+        let modes = [
+            ("reattach", ResumeMode::Reattach),
+            ("reconnect", ResumeMode::Reconnect),
+            ("off", ResumeMode::Off),
+        ];
+        let mode = self.choice_or(own("mode"), "sessions.resume.mode", &modes);
+        let window: Option<std::time::Duration> = self.get_or(own("window"), "sessions.resume.window");
+        let buffer: Option<Size> = self.get_or(own("buffer"), "sessions.resume.buffer");
+        let overflows = [("close", Overflow::Close), ("drop-oldest", Overflow::DropOldest)];
+        let overflow = self.choice_or(own("overflow"), "sessions.resume.overflow", &overflows);
+        Some(Resume {
+            mode: mode?,
+            window: window?,
+            buffer: usize::try_from(buffer?.0).unwrap_or(usize::MAX),
+            overflow: overflow?,
+        })
+    }
+
     fn routes(&self) -> Vec<Route> {
         let cors =
             |place: Place| Step { plugin: "cors".into(), id: "cors".into(), settings: Vec::new(), place };
         let Some(node) = self.table.get("route") else {
+            let Some(resume) = self.resume(None) else { return Vec::new() };
             return vec![Route {
                 path: "/**".into(),
                 chain: vec![cors(Place::Nowhere)],
+                resume,
                 place: Place::Nowhere,
             }];
         };
@@ -356,13 +394,18 @@ impl<'a> Reader<'a> {
         let Some(table) = node.as_table() else {
             return self.fail(node.place.clone(), "route", "expected a table: write `[[route]]`");
         };
-        for entry in table.iter().filter(|it| it.key != "path" && it.key != "chain") {
+        for entry in table.iter().filter(|it| !["path", "chain", "resume"].contains(&it.key.as_str())) {
             self.unknown(
                 entry.place.clone(),
                 &format!("route.{}", entry.key),
-                &["route.path", "route.chain"],
+                &["route.path", "route.chain", "route.resume"],
             );
         }
+        let own = table.get("resume").map(|it| (it, it.as_table()));
+        if let Some((node, None)) = own {
+            self.note(node.place.clone(), "route.resume", "expected a table, for example { mode = \"off\" }");
+        }
+        let resume = self.resume(own.and_then(|(_, table)| table));
         let path =
             match table.get("path") {
                 None => {
@@ -412,7 +455,7 @@ impl<'a> Reader<'a> {
                 self.note(place, format!("id = {id:?}"), "another plugin of this chain has this id already");
             }
         }
-        Some(Route { path, chain, place: node.place.clone() })
+        Some(Route { path, chain, resume: resume?, place: node.place.clone() })
     }
 
     fn step(&self, node: &Node) -> Option<Step> {
@@ -479,6 +522,7 @@ impl<'a> Reader<'a> {
         let advertise = self.get("streaming.advertise");
         let source: Option<String> = self.get("streaming.source");
         let max_sessions: Option<u64> = self.get("streaming.max_sessions");
+        let resume_timeout = self.get("streaming.resume_timeout");
         let exit_after_session = self.get("streaming.exit_after_session");
         let require_creds = self.get("streaming.require_creds");
         let signaling = signaling?;
@@ -494,6 +538,7 @@ impl<'a> Reader<'a> {
                 path => Source::File(self.base.join(path)),
             },
             max_sessions: max_sessions?.clamp(1, 100_000) as usize,
+            resume_timeout: resume_timeout?,
             exit_after_session: exit_after_session?,
             require_creds: require_creds?,
         })
@@ -522,7 +567,6 @@ impl Reader<'_> {
     }
 
     fn get<T: Parse>(&self, key: &str) -> Option<T> {
-        let resume_timeout = self.get("streaming.resume_timeout");
         match self.written(key) {
             Some(node) => self.parse(key, &node),
             None => Some(default(key)),
@@ -538,7 +582,6 @@ impl Reader<'_> {
 
     fn required<T: Parse>(&self, key: &str, hint: &str) -> Option<T> {
         match self.written(key) {
-            resume_timeout: resume_timeout?,
             Some(node) => self.parse(key, &node),
             None => self.fail(Place::Nowhere, key, hint),
         }
@@ -580,15 +623,20 @@ impl Reader<'_> {
         }
     }
 
+    /// The value at a node, or that of a setting.
+    fn get_or<T: Parse>(&self, node: Option<&Node>, key: &str) -> Option<T> {
+        node.map_or_else(|| self.get(key), |it| self.parse(key, it))
+    }
+
+    fn choice_or<T: Copy>(&self, node: Option<&Node>, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let Some(node) = node else { return self.choice(key, choices) };
+        let written: String = self.parse(key, node)?;
+        pick(&written, choices).map_err(|message| self.note(node.place.clone(), written, message)).ok()
+    }
+
     fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let written: String = self.get(key)?;
-        match choices.iter().find(|(name, _)| *name == written) {
-            Some((_, choice)) => Some(*choice),
-            None => {
-                let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-                self.fail_about(key, format!("expected one of {}", names.join(", ")))
-            }
-        }
+        pick(&written, choices).map_err(|message| self.note_about(key, message)).ok()
     }
 
     fn required_text(&self, key: &str, hint: &str) -> Option<String> {
@@ -760,6 +808,14 @@ fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
         Some(Some(section)) => Some(Some(section)),
         Some(None) => None,
     }
+}
+
+fn pick<T: Copy>(written: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == written);
+    found.map(|(_, choice)| *choice).ok_or_else(|| {
+        let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn default<T: Parse>(key: &str) -> T {

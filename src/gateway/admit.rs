@@ -4,17 +4,25 @@
 use http::header::{AUTHORIZATION, HOST, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::config::{Resume, ResumeMode};
 use crate::gateway::Shared;
 use crate::gateway::cookie::Ticket;
+use crate::gateway::directory::SessionId;
 use crate::gateway::head::RequestHead;
 use crate::gateway::worker::Worker;
-use crate::policy::{Chain, Exchange, Function, Offer, Phase, Stop, passed_on};
+use crate::policy::{Chain, Exchange, Function, Offer, Phase, RESUME_TOKEN, Stop, passed_on};
 use crate::rejection::{Code, Rejection};
 
 const FUNCTION_ID: HeaderName = HeaderName::from_static("function-id");
 const NVCF_FUNCTION_ID: HeaderName = HeaderName::from_static("nvcf-function-id");
 const FUNCTION_VERSION_ID: HeaderName = HeaderName::from_static("function-version-id");
 const NVCF_REQID: HeaderName = HeaderName::from_static("nvcf-reqid");
+
+/// How long NVCF holds a session whose connection is gone.
+const RECONNECT_WINDOW: HeaderName = HeaderName::from_static("x-nvcf-reconnect-window-secs");
+
+/// NVCF holds none for longer, whatever it is told.
+const LONGEST_WINDOW: u64 = 1800;
 
 /// NVCF's cookie with the id of the session. It stays inside.
 const NVCF_COOKIE: &str = "nvcf-request-id=";
@@ -57,12 +65,51 @@ pub(crate) async fn admit(worker: &Worker, chain: &Chain, exchange: &mut Exchang
     worker.shared.functions.choose(exchange).map_err(|code| Stop::Reject(code.into()))
 }
 
-/// The session that the browser's cookie brings back: its own, with this function.
-pub(crate) fn ticket(shared: &Shared, exchange: &Exchange, function: &Function) -> Option<Ticket> {
-    let value = exchange.cookie(shared.sealer.name())?;
-    let ticket = shared.sealer.open(value, shared.clock.unix())?;
-    (ticket.principal == exchange.principal_id() && ticket.function == function.id).then_some(ticket)
+/// What the browser's cookie says of its session.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    pub(crate) session: SessionId,
+    pub(crate) generation: u32,
+    /// When the session began, in seconds since the Unix epoch.
+    pub(crate) began: u64,
 }
+
+/// The session that the browser's cookie brings back: its own, with this function. One that was forged, has expired or is
+/// another's counts as none, and is counted.
+pub(crate) fn ticket(
+    shared: &Shared,
+    resume: &Resume,
+    exchange: &Exchange,
+    function: &Function,
+) -> Option<Ticket> {
+    let value = exchange.cookie(shared.sealer.name()).filter(|it| !it.is_empty())?;
+    if resume.mode == ResumeMode::Off {
+        return None;
+    }
+    let ticket = shared.sealer.open(value, shared.clock.unix());
+    let own = ticket.filter(|it| it.principal == exchange.principal_id() && it.function == function.id);
+    if own.is_none() {
+        shared.metrics.resume("unknown", "invalid");
+    }
+    own
+}
+
+impl Seat {
+    /// The session that the browser names by a token of its own, or by its cookie; else a new one.
+    pub(crate) fn of(exchange: &Exchange, function: &Function, ticket: Option<&Ticket>, now: u64) -> Self {
+        let mut tokens = exchange.offer.values(RESUME_TOKEN).filter(|it| it.len() >= SHORTEST_TOKEN);
+        let named = tokens.next().map(|it| SessionId::of_token(exchange.principal_id(), &function.id, it));
+        match ticket {
+            Some(it) if named.is_none_or(|id| id == it.session) => {
+                Seat { session: it.session, generation: it.generation, began: it.began }
+            }
+            _ => Seat { session: named.unwrap_or_else(SessionId::random), generation: 0, began: now },
+        }
+    }
+}
+
+/// A shorter token could be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
 /// The headers that go upstream: the browser's without what it may not say, then the plugins' changes, then ours.
 pub(crate) async fn upstream_headers(
@@ -82,6 +129,7 @@ pub(crate) async fn upstream_headers(
 /// Sets what NVCF wants to see. `ticket` is the session to come back into.
 pub(crate) fn sign(
     shared: &Shared,
+    resume: &Resume,
     headers: &mut HeaderMap,
     function: &Function,
     ticket: Option<&Ticket>,
@@ -99,8 +147,13 @@ pub(crate) fn sign(
         headers.insert(FUNCTION_VERSION_ID, value(version)?);
     }
     headers.remove(NVCF_REQID);
-    if let Some(ticket) = ticket {
+    if let Some(ticket) = ticket.filter(|it| !it.request.is_empty()) {
         headers.insert(NVCF_REQID, value(&ticket.request)?);
+    }
+    headers.remove(RECONNECT_WINDOW);
+    if resume.mode != ResumeMode::Off {
+        let window = resume.window.as_secs().clamp(1, LONGEST_WINDOW);
+        headers.insert(RECONNECT_WINDOW, HeaderValue::from(window));
     }
     Ok(())
 }
@@ -114,13 +167,8 @@ pub(crate) fn target(exchange: &Exchange) -> String {
     }
 }
 
-/// Takes NVCF's id out of an upstream's answer and puts the gateway's own cookie in its place. An app's cookies stay.
-pub(crate) fn keep_session(
-    shared: &Shared,
-    exchange: &Exchange,
-    function: &Function,
-    headers: &mut HeaderMap,
-) -> Option<String> {
+/// Takes NVCF's id out of an upstream's answer; gives it, or that NVCF has forgotten the session. An app's cookies stay.
+pub(crate) fn take_session(headers: &mut HeaderMap) -> (Option<String>, bool) {
     let header = headers.remove(NVCF_REQID).and_then(|it| it.to_str().ok().map(str::to_owned));
     let mut from_cookie = None;
     let mut forgets = false;
@@ -145,22 +193,49 @@ pub(crate) fn keep_session(
             headers.append(SET_COOKIE, cookie);
         }
     }
-    let id = header.or(from_cookie).filter(|it| !it.is_empty() && it.len() <= 128);
-    let cookie = match &id {
-        Some(id) => {
-            let ticket = Ticket {
-                request: id.clone(),
-                principal: exchange.principal_id().to_owned(),
-                function: function.id.clone(),
-                expires: shared.sealer.expiry(shared.clock.unix()),
-            };
-            Some(shared.sealer.set(&ticket, &exchange.path, exchange.tls))
-        }
-        None if forgets => Some(shared.sealer.clear(&exchange.path, exchange.tls)),
-        None => None,
+    (header.or(from_cookie).filter(|it| !it.is_empty() && it.len() <= 128), forgets)
+}
+
+/// The cookie that brings the browser back into its session, whose name at NVCF is `request`.
+pub(crate) fn cookie(
+    shared: &Shared,
+    exchange: &Exchange,
+    function: &Function,
+    seat: &Seat,
+    request: &str,
+) -> String {
+    let ticket = Ticket {
+        session: seat.session,
+        generation: seat.generation,
+        began: seat.began,
+        request: request.to_owned(),
+        principal: exchange.principal_id().to_owned(),
+        function: function.id.clone(),
+        expires: shared.sealer.expiry(shared.clock.unix()),
     };
-    if let Some(cookie) = cookie.and_then(|it| HeaderValue::from_str(&it).ok()) {
+    shared.sealer.set(&ticket, &exchange.path, exchange.tls)
+}
+
+/// The same for an answer over plain HTTP, which names a session or takes one away.
+pub(crate) fn keep_session(
+    shared: &Shared,
+    resume: &Resume,
+    exchange: &Exchange,
+    function: &Function,
+    seat: &Seat,
+    headers: &mut HeaderMap,
+) {
+    let (request, forgets) = take_session(headers);
+    let cookie = match request {
+        Some(request) if resume.mode != ResumeMode::Off => cookie(shared, exchange, function, seat, &request),
+        _ if forgets => shared.sealer.clear(&exchange.path, exchange.tls),
+        _ => return,
+    };
+    set_cookie(headers, &cookie);
+}
+
+pub(crate) fn set_cookie(headers: &mut HeaderMap, cookie: &str) {
+    if let Ok(cookie) = HeaderValue::from_str(cookie) {
         headers.append(SET_COOKIE, cookie);
     }
-    id
 }

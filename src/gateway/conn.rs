@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pingora::protocols::l4::ext::get_tcp_info;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
@@ -19,6 +20,7 @@ use tokio_rustls::TlsStream;
 
 use crate::clock::Clock;
 use crate::gateway::worker::Counted;
+use crate::session::Sent;
 
 /// A connection.
 #[derive(Debug)]
@@ -34,9 +36,16 @@ pub(crate) struct Conn {
 
 #[derive(Debug)]
 enum Io {
-    Plain(TcpStream),
+    Plain(Tcp),
     /// Boxed: its state is large, and most of a gateway's connections may be plain.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Tcp>>),
+}
+
+/// A TCP connection that counts what was written to it.
+#[derive(Debug)]
+pub(crate) struct Tcp {
+    stream: TcpStream,
+    written: u64,
 }
 
 /// How long a peer may go on sending after our end, and how much; then the connection is cut.
@@ -49,11 +58,11 @@ const MOST_HELD: usize = 8 << 10;
 impl Conn {
     /// A clear-text connection.
     pub(crate) fn plain(tcp: TcpStream) -> Self {
-        Conn { io: Io::Plain(tcp), counted: None, holds_next: false, held: Vec::new() }
+        Conn { io: Io::Plain(tcp.into()), counted: None, holds_next: false, held: Vec::new() }
     }
 
     /// An encrypted connection.
-    pub(crate) fn tls(tls: impl Into<TlsStream<TcpStream>>) -> Self {
+    pub(crate) fn tls(tls: impl Into<TlsStream<Tcp>>) -> Self {
         Conn { io: Io::Tls(Box::new(tls.into())), counted: None, holds_next: false, held: Vec::new() }
     }
 
@@ -62,16 +71,43 @@ impl Conn {
         self.counted = Some(counted);
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> &Tcp {
         match &self.io {
             Io::Plain(tcp) => tcp,
             Io::Tls(tls) => tls.get_ref().0,
         }
     }
 
+    /// Where the last byte stands in the TCP stream when `n_waiting` more are still to be written. Nothing may be held.
+    pub(crate) fn sent(&self, n_waiting: usize) -> Sent {
+        match &self.io {
+            Io::Plain(tcp) => Sent::Plain(tcp.written + n_waiting as u64),
+            Io::Tls(tls) if n_waiting == 0 && !tls.get_ref().1.wants_write() => {
+                Sent::Sealed(tls.get_ref().0.written)
+            }
+            Io::Tls(_) => Sent::Unknown,
+        }
+    }
+
+    /// Where the last byte stands that the peer's kernel has acknowledged; also right after the connection broke.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        get_tcp_info(self.id()).map_or(0, |it| it.tcpi_bytes_acked)
+    }
+
+    /// Belongs to the event loop of this thread from now on.
+    pub(crate) fn move_here(&mut self) -> io::Result<()> {
+        let tcp = match &mut self.io {
+            Io::Plain(tcp) => tcp,
+            Io::Tls(tls) => tls.get_mut().0,
+        };
+        let copy = SockRef::from(&tcp.stream).try_clone()?;
+        tcp.stream = TcpStream::from_std(copy.into())?;
+        Ok(())
+    }
+
     /// Ends the connection with RST instead of FIN once it is dropped.
     pub(crate) fn reset_on_drop(&self) {
-        if let Err(error) = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = SockRef::from(&self.tcp().stream).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "A connection could not be marked for a reset.");
         }
     }
@@ -127,6 +163,57 @@ impl Conn {
     }
 }
 
+impl From<TcpStream> for Tcp {
+    fn from(stream: TcpStream) -> Self {
+        Tcp { stream, written: 0 }
+    }
+}
+
+impl Tcp {
+    fn count(&mut self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &poll {
+            self.written += *n as u64;
+        }
+        poll
+    }
+}
+
+impl AsyncRead for Tcp {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.count(poll)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.stream).poll_write_vectored(cx, parts);
+        this.count(poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
 impl AsyncRead for Conn {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
@@ -176,7 +263,7 @@ impl Shutdown for Conn {
 
 impl UniqueID for Conn {
     fn id(&self) -> i32 {
-        std::os::fd::AsRawFd::as_raw_fd(self.tcp())
+        std::os::fd::AsRawFd::as_raw_fd(&self.tcp().stream)
     }
 }
 

@@ -11,6 +11,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config;
 use crate::config::SameSite;
+use crate::gateway::directory::SessionId;
 
 /// Seals and opens the cookie.
 pub(crate) struct Sealer {
@@ -24,7 +25,13 @@ pub(crate) struct Sealer {
 /// What brings a browser back into its session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    /// NVCF's id of the session; upstream it goes as `nvcf-reqid`.
+    /// The gateway's id of the session.
+    pub(crate) session: SessionId,
+    /// Counts the browsers that have come back into it.
+    pub(crate) generation: u32,
+    /// When the session began, in seconds since the Unix epoch.
+    pub(crate) began: u64,
+    /// NVCF's id of the session; upstream it goes as `nvcf-reqid`. Empty when the upstream gave none.
     pub(crate) request: String,
     /// Whose session it is.
     pub(crate) principal: String,
@@ -35,7 +42,7 @@ pub(crate) struct Ticket {
 }
 
 /// Distinguishes this form of a cookie from later ones, and its key from the same secret's other uses.
-const FORM: &[u8] = b"streamgate session cookie 1";
+const FORM: &[u8] = b"streamgate session cookie 2";
 
 /// Longest cookie that is looked at.
 const LONGEST: usize = 2048;
@@ -74,7 +81,10 @@ impl Sealer {
 
     /// The value of `Set-Cookie` for a ticket.
     pub(crate) fn set(&self, ticket: &Ticket, path: &str, tls: bool) -> String {
-        let mut bytes = Vec::with_capacity(160);
+        let mut bytes = Vec::with_capacity(192);
+        bytes.extend_from_slice(&ticket.session.0);
+        bytes.extend_from_slice(&ticket.generation.to_be_bytes());
+        bytes.extend_from_slice(&ticket.began.to_be_bytes());
         bytes.extend_from_slice(&ticket.expires.to_be_bytes());
         for part in [&ticket.request, &ticket.principal, &ticket.function] {
             bytes.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -103,12 +113,23 @@ impl Sealer {
         let (nonce, sealed) = bytes.split_at_mut_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut rest: &[u8] = self.key.open_in_place(nonce, Aad::from(FORM), sealed).ok()?;
+        let session = SessionId(take(&mut rest, 16)?.try_into().ok()?);
+        let generation = u32::from_be_bytes(take(&mut rest, 4)?.try_into().ok()?);
+        let began = u64::from_be_bytes(take(&mut rest, 8)?.try_into().ok()?);
         let expires = u64::from_be_bytes(take(&mut rest, 8)?.try_into().ok()?);
         let mut text = || {
             let len = u16::from_be_bytes(take(&mut rest, 2)?.try_into().ok()?);
             String::from_utf8(take(&mut rest, usize::from(len))?.to_vec()).ok()
         };
-        let ticket = Ticket { request: text()?, principal: text()?, function: text()?, expires };
+        let ticket = Ticket {
+            session,
+            generation,
+            began,
+            request: text()?,
+            principal: text()?,
+            function: text()?,
+            expires,
+        };
         (ticket.expires > now).then_some(ticket)
     }
 
@@ -154,7 +175,15 @@ mod tests {
     }
 
     fn ticket() -> Ticket {
-        Ticket { request: "5e2b1c7d".into(), principal: "ada".into(), function: "f00d".into(), expires: 1000 }
+        Ticket {
+            session: SessionId([7; 16]),
+            generation: 3,
+            began: 500,
+            request: "5e2b1c7d".into(),
+            principal: "ada".into(),
+            function: "f00d".into(),
+            expires: 1000,
+        }
     }
 
     fn value(cookie: &str) -> &str {

@@ -22,11 +22,12 @@ use pingora::{Error, ErrorType};
 use send_wrapper::SendWrapper;
 
 use crate::config::Pool;
+use crate::gateway::admit::{self, Seat};
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, RequestHead};
 use crate::gateway::upstream::DialError;
 use crate::gateway::worker::Worker;
-use crate::gateway::{Shared, admit, respond};
+use crate::gateway::{Shared, respond};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Function, LocalResponse, Phase, Stop};
 use crate::rejection::{Code, Rejection};
@@ -43,6 +44,7 @@ pub(crate) struct Prepared {
     local: SendWrapper<Local>,
     exchange: Exchange,
     function: Function,
+    seat: Seat,
     /// The upstream's addresses that have not been tried yet, the next one last.
     peers: Vec<HttpPeer>,
     started: Instant,
@@ -91,7 +93,7 @@ pub(crate) async fn serve(
 ) -> Option<(Conn, BytesMut)> {
     let keep_alive = head.keeps_alive();
     let prepared = prepare(worker, &head, &mut exchange, &route, key).await;
-    let (headers, function, peers) = match prepared {
+    let (headers, function, seat, peers) = match prepared {
         Ok(it) => it,
         Err(stop) => {
             let response = match stop {
@@ -117,7 +119,7 @@ pub(crate) async fn serve(
     session.set_pipelined_prefix(prefix);
     let local = SendWrapper::new(Local { worker: Rc::clone(worker), route });
     let prepared: Box<dyn Any + Send + Sync> =
-        Box::new(Prepared { local, exchange, function, peers, started });
+        Box::new(Prepared { local, exchange, function, seat, peers, started });
     session.set_connection_user_context(Some(prepared));
     let reused = worker.proxy.process_new_http(ServerSession::H1(session), &worker.shared.draining).await?;
     let (stream, _) = reused.consume();
@@ -132,14 +134,15 @@ async fn prepare(
     exchange: &mut Exchange,
     route: &RouteChain,
     key: u64,
-) -> Result<(HeaderMap, Function, Vec<HttpPeer>), Stop> {
+) -> Result<(HeaderMap, Function, Seat, Vec<HttpPeer>), Stop> {
     let shared = &worker.shared;
     let function = admit::admit(worker, &route.chain, exchange).await?;
     exchange.function = Some(function.id.clone());
-    let ticket = admit::ticket(shared, exchange, &function);
+    let ticket = admit::ticket(shared, &route.resume, exchange, &function);
+    let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
     admit::upstream_headers(worker, &route.chain, exchange).await?;
     let mut headers = std::mem::take(&mut exchange.upstream);
-    admit::sign(shared, &mut headers, &function, ticket.as_ref()).map_err(Stop::Reject)?;
+    admit::sign(shared, &route.resume, &mut headers, &function, ticket.as_ref()).map_err(Stop::Reject)?;
     for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
         match head.headers.get(&name) {
             Some(value) => drop(headers.insert(name, value.clone())),
@@ -149,7 +152,7 @@ async fn prepare(
     let connection = if head.keeps_alive() { "keep-alive" } else { "close" };
     headers.insert(CONNECTION, HeaderValue::from_static(connection));
     let peers = peers(shared, key).await.map_err(|error| Stop::Reject(respond::rescue_dial(&error)))?;
-    Ok((headers, function, peers))
+    Ok((headers, function, seat, peers))
 }
 
 /// The upstream's addresses, the first one last, and with whom a connection may be shared.
@@ -233,10 +236,10 @@ impl ProxyHttp for Hooks {
         if response.status == StatusCode::UNAUTHORIZED {
             return Error::e_explain(ErrorType::HTTPStatus(401), "the upstream answered 401");
         }
-        let Prepared { local, exchange, function, .. } = &mut **prepared;
+        let Prepared { local, exchange, function, seat, .. } = &mut **prepared;
         let shared = &local.worker.shared;
         let mut headers = response.headers.clone();
-        admit::keep_session(shared, exchange, function, &mut headers);
+        admit::keep_session(shared, &local.route.resume, exchange, function, seat, &mut headers);
         exchange.response = crate::policy::ResponseHead { status: response.status, headers };
         match local.route.chain.run_now(Phase::ResponseHeaders, exchange, &local.worker.watch) {
             Ok(()) => replace_headers(response, &exchange.response.headers),

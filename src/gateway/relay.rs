@@ -1,12 +1,13 @@
 //! Carries a session's frames between its two legs and does what the session wants.
 //!
-//! One task for both directions. No buffer belongs to a session: all sessions of a worker read into one scratch buffer,
-//! and bytes are kept only while a peer does not take them. Payloads pass as they are.
+//! One task for both directions. No buffer belongs to an idle session: all sessions of a worker read into one scratch
+//! buffer, and bytes are kept only while a peer does not take them, or may not have them. Payloads pass as they are.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -14,18 +15,21 @@ use bytes::Bytes;
 use futures_util::future::join;
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::{Clock, Timer};
+use crate::config::{Overflow, Resume, ResumeMode, Viewer};
 use crate::gateway::conn::Conn;
+use crate::gateway::directory::{Attach, Entry, Listed, Mail};
 use crate::gateway::websocket::Place;
 use crate::gateway::worker::{LAST_BYTES, Worker};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Phase};
 use crate::session::{
-    Action, Control, End, Ending, Event, Leg, Loss, Piece, Reason, Sender, Session, Tracker,
+    Action, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason, Sender, Sent,
+    Session, Tracker,
 };
-use crate::telemetry::Line;
+use crate::telemetry::{Line, Metrics};
 
 /// What is known about a session, for its last line in the log.
 pub(crate) struct Record {
@@ -33,6 +37,8 @@ pub(crate) struct Record {
     pub(crate) route: RouteChain,
     pub(crate) function: String,
     pub(crate) started: Instant,
+    /// How others find it.
+    pub(crate) listed: Listed,
     /// Its place among the sessions, held as long as it lives.
     pub(crate) _place: Place,
 }
@@ -45,6 +51,8 @@ const TURNS: usize = 8;
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+    /// Where messages end in the bytes at hand.
+    static ENDS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Relays until the session ends.
@@ -58,16 +66,7 @@ pub(crate) async fn run(
 ) {
     let guard = worker.relay_begins();
     let shared = std::sync::Arc::clone(&worker.shared);
-    let clock = &shared.clock;
-    let now = clock.now();
-    shared.metrics.session_attached(1);
-    let session = Session::new(shared.config.sessions.keepalive, rand_nonce(), now);
-    let mut relay = Relay {
-        worker,
-        legs: [LegState::new(browser, Sender::Client), LegState::new(upstream, Sender::Server)],
-        session,
-        timer: clock.timer(now),
-    };
+    let mut relay = Relay::new(worker, browser, upstream, &record);
     // What came with the heads is first.
     let mut end =
         relay.take_in(Leg::Browser, &from_browser).or_else(|| relay.take_in(Leg::Upstream, &from_upstream));
@@ -84,17 +83,22 @@ pub(crate) async fn run(
                         return Poll::Ready(end);
                     }
                 }
+                while let Poll::Ready(mail) = relay.entry.poll(cx) {
+                    if let Some(end) = relay.read_mail(mail, cx) {
+                        return Poll::Ready(end);
+                    }
+                }
                 relay.poll(cx)
             })
             .await,
         );
     }
     let end = end.expect("the relay has ended");
+    relay.entry.close();
     relay.report(&mut record, end);
     // Boxed, so that a session at work does not carry what only its end needs.
     Box::pin(relay.finish(end)).await;
     drop(record); // its place is free once its connections are at their end
-    shared.metrics.session_attached(-1);
     drop(guard);
 }
 
@@ -110,10 +114,32 @@ struct Relay {
     legs: [LegState; 2],
     session: Session,
     timer: Timer,
+    keeper: Option<Keeper>,
+    entry: Arc<Entry>,
+    /// Dropped at the end, for those who wait for it.
+    stoppers: Vec<oneshot::Sender<()>>,
+}
+
+/// What makes it possible that another browser connection takes the place of a lost one.
+struct Keeper {
+    backlog: Backlog,
+    gather: Gather,
+    overflow: Overflow,
+    /// The browser has come back within a message whose beginning was dropped.
+    is_muted: bool,
+    parked: Option<Parked>,
+}
+
+/// A browser that is away.
+struct Parked {
+    since: Instant,
+    /// Bytes kept for it, as the metrics know.
+    n_bytes: usize,
 }
 
 struct LegState {
-    conn: Conn,
+    /// `None` while the browser is away.
+    conn: Option<Conn>,
     /// Reads what comes from this leg.
     tracker: Tracker,
     /// Bytes for this leg that it has not taken yet.
@@ -127,19 +153,25 @@ struct LegState {
 }
 
 impl LegState {
-    fn new(conn: Conn, sender: Sender) -> Self {
+    fn new(conn: Option<Conn>, sender: Sender) -> Self {
         let tracker = Tracker::new(sender);
         LegState { conn, tracker, out: Vec::new(), waiting: Vec::new(), n_bytes: 0, needs_flush: false }
     }
 
-    /// Sends bytes, keeping those that the peer does not take now.
+    /// Where the last byte for this leg stands.
+    fn sent(&self) -> Sent {
+        self.conn.as_ref().map_or(Sent::Unknown, |it| it.sent(self.out.len()))
+    }
+
+    /// Sends bytes, keeping those that the peer does not take now. A browser that is away is sent nothing.
     fn send(&mut self, cx: Option<&mut Context<'_>>, mut bytes: &[u8]) -> std::io::Result<()> {
+        let Some(conn) = &mut self.conn else { return Ok(()) };
         if self.out.is_empty()
             && let Some(cx) = cx
         {
             self.needs_flush = true;
             while !bytes.is_empty() {
-                match Pin::new(&mut self.conn).poll_write(cx, bytes) {
+                match Pin::new(&mut *conn).poll_write(cx, bytes) {
                     Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
                     Poll::Ready(Ok(n)) => bytes = &bytes[n..],
                     Poll::Ready(Err(error)) => return Err(error),
@@ -153,9 +185,10 @@ impl LegState {
 
     /// Sends what is kept. Ready once nothing is.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let Some(conn) = &mut self.conn else { return Poll::Ready(Ok(())) };
         let mut written = 0;
         while written < self.out.len() {
-            match Pin::new(&mut self.conn).poll_write(cx, &self.out[written..]) {
+            match Pin::new(&mut *conn).poll_write(cx, &self.out[written..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => written += n,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -168,28 +201,113 @@ impl LegState {
         }
         self.out = Vec::new(); // an idle session keeps no buffer
         if self.needs_flush {
-            std::task::ready!(Pin::new(&mut self.conn).poll_flush(cx))?;
+            std::task::ready!(Pin::new(conn).poll_flush(cx))?;
             self.needs_flush = false;
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection. A peer that does not take its last bytes is left.
-    async fn finish(mut self, ending: Ending, clock: &Clock) {
+    /// Ends the connection; true when the peer is still to end it as well. One that does not take its last bytes is left.
+    async fn shut(&mut self, ending: Ending, clock: &Clock) -> bool {
         if ending == Ending::Reset {
-            return self.conn.reset_on_drop();
+            if let Some(conn) = self.conn.take() {
+                conn.reset_on_drop();
+            }
+            return false;
         }
         let last = poll_fn(|cx| {
             std::task::ready!(self.poll_drain(cx))?;
-            Pin::new(&mut self.conn).poll_shutdown(cx)
+            match &mut self.conn {
+                Some(conn) => Pin::new(conn).poll_shutdown(cx),
+                None => Poll::Ready(Ok(())),
+            }
         });
-        if let Some(Ok(())) = clock.timeout(LAST_BYTES, last).await {
-            self.conn.linger(clock).await;
+        matches!(clock.timeout(LAST_BYTES, last).await, Some(Ok(())))
+    }
+
+    /// The same, and waits for the peer.
+    async fn finish(&mut self, ending: Ending, clock: &Clock) {
+        if self.shut(ending, clock).await {
+            self.linger(clock).await;
+        }
+    }
+
+    async fn linger(&mut self, clock: &Clock) {
+        if let Some(conn) = &mut self.conn {
+            conn.linger(clock).await;
         }
     }
 }
 
+impl Keeper {
+    fn new(resume: Resume) -> Option<Keeper> {
+        (resume.mode == ResumeMode::Reattach).then(|| Keeper {
+            backlog: Backlog::new(resume.buffer),
+            gather: Gather::new(resume.buffer),
+            overflow: resume.overflow,
+            is_muted: false,
+            parked: None,
+        })
+    }
+
+    /// Keeps to the limit; false when the session has to end because of it.
+    fn limit(&mut self, browser: Option<&Conn>, metrics: &Metrics) -> bool {
+        if self.backlog.is_over() {
+            match (browser, self.overflow) {
+                (Some(conn), _) => {
+                    self.backlog.acknowledged(conn.acknowledged());
+                    self.backlog.make_room();
+                }
+                (None, Overflow::DropOldest) => metrics.resume_dropped(self.backlog.make_room()),
+                (None, Overflow::Close) => return false,
+            }
+        }
+        self.count(metrics);
+        true
+    }
+
+    /// Tells the metrics how much is kept for a browser that is away.
+    fn count(&mut self, metrics: &Metrics) {
+        if let Some(parked) = &mut self.parked {
+            metrics.resume_buffered(self.backlog.len() as i64 - parked.n_bytes as i64);
+            parked.n_bytes = self.backlog.len();
+        }
+    }
+
+    /// Whether a browser that comes back can be given all that it has missed, and the upstream has whole messages only.
+    /// The message that was under way is forgotten.
+    fn is_whole(&mut self) -> bool {
+        self.gather.forget();
+        self.gather.is_whole() && (self.overflow == Overflow::DropOldest || !self.backlog.has_gap())
+    }
+}
+
 impl Relay {
+    fn new(worker: Rc<Worker>, browser: Conn, upstream: Conn, record: &Record) -> Self {
+        let shared = &worker.shared;
+        let (now, resume, sessions) = (shared.clock.now(), record.route.resume, &shared.config.sessions);
+        let keeper = Keeper::new(resume);
+        let limits = Limits {
+            keepalive: sessions.keepalive,
+            window: keeper.is_some().then_some(resume.window),
+            max_age: sessions.max_age,
+            max_idle: sessions.max_idle,
+        };
+        shared.metrics.session_state("attached", 1);
+        Relay {
+            legs: [
+                LegState::new(Some(browser), Sender::Client),
+                LegState::new(Some(upstream), Sender::Server),
+            ],
+            session: Session::new(limits, rand_nonce(), now),
+            timer: shared.clock.timer(now),
+            keeper,
+            entry: Arc::clone(&record.listed.entry),
+            stoppers: Vec::new(),
+            worker,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut turns = 0;
         loop {
@@ -211,7 +329,7 @@ impl Relay {
             let mut has_moved = false;
             for leg in Leg::BOTH {
                 let n_waiting = self.legs[leg as usize].out.len();
-                let drained = self.legs[leg as usize].poll_drain(cx);
+                let drained = self.poll_drain(leg, cx);
                 if self.legs[leg as usize].out.len() < n_waiting {
                     // A peer that takes what it had left waiting is there, though it may have no room to say so.
                     let now = self.worker.shared.clock.now();
@@ -247,11 +365,27 @@ impl Relay {
         }
     }
 
+    /// Sends what is kept for a leg.
+    fn poll_drain(&mut self, leg: Leg, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let state = &mut self.legs[leg as usize];
+        let was_kept = !state.out.is_empty() || state.needs_flush;
+        let drained = state.poll_drain(cx);
+        if leg == Leg::Browser
+            && was_kept
+            && let Some(keeper) = &mut self.keeper
+            && let Sent::Sealed(at) = self.legs[leg as usize].sent()
+        {
+            keeper.backlog.sent(at);
+        }
+        drained
+    }
+
     /// Reads once from a leg and passes on what came.
     fn poll_read(&mut self, leg: Leg, cx: &mut Context<'_>) -> Poll<Option<End>> {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
+            let Some(conn) = &mut self.legs[leg as usize].conn else { return Poll::Pending };
             let mut buf = ReadBuf::new(scratch);
-            match Pin::new(&mut self.legs[leg as usize].conn).poll_read(cx, &mut buf) {
+            match Pin::new(conn).poll_read(cx, &mut buf) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Ok(())) if buf.filled().is_empty() => {
                     Poll::Ready(self.handle_with(Event::Gone(leg, Loss::Fin), Some(cx)))
@@ -277,11 +411,12 @@ impl Relay {
         if let Some(end) = self.handle_with(Event::Heard(leg), cx.as_deref_mut()) {
             return Some(end);
         }
+        let mut ends = ENDS.take();
         let end = loop {
-            let event = match self.legs[leg as usize].tracker.next(&mut bytes) {
+            let event = match self.legs[leg as usize].tracker.next(&mut bytes, &mut ends) {
                 Ok(None) => break None,
-                Ok(Some(Piece::Data(data))) => self.send_data(leg, data, cx.as_deref_mut()),
-                Ok(Some(Piece::Held(data))) => self.send_data(leg, &data, cx.as_deref_mut()),
+                Ok(Some(Piece::Data(data))) => self.send_data(leg, data, &ends, cx.as_deref_mut()),
+                Ok(Some(Piece::Held(data))) => self.send_data(leg, &data, &ends, cx.as_deref_mut()),
                 Ok(Some(Piece::Control(control))) => Some(Event::Control(leg, control)),
                 Err(violation) => Some(Event::Violated(leg, violation)),
             };
@@ -291,26 +426,73 @@ impl Relay {
                 break Some(end);
             }
         };
+        ENDS.set(ends);
         let (data, control) = self.legs[leg as usize].tracker.take_counts();
         worker.shared.metrics.relayed(leg, n_before, data, control);
+        if data > 0 && worker.shared.config.sessions.max_idle.is_some() {
+            self.session.handle(worker.shared.clock.now(), Event::Moved);
+        }
         end
     }
 
-    /// Sends bytes of data frames to the other leg; an event when that leg turns out to be gone.
-    fn send_data(&mut self, from: Leg, data: &[u8], cx: Option<&mut Context<'_>>) -> Option<Event> {
+    /// Sends bytes of data frames to the other leg; an event when something came of it.
+    fn send_data(
+        &mut self,
+        from: Leg,
+        data: &[u8],
+        ends: &[usize],
+        mut cx: Option<&mut Context<'_>>,
+    ) -> Option<Event> {
         if !self.session.accepts_data(from) {
             return None;
         }
         let to = from.other();
-        if let Err(error) = self.legs[to as usize].send(cx, data) {
+        let (worker, leg) = (&self.worker, &mut self.legs[to as usize]);
+        let sent = match (&mut self.keeper, from) {
+            (None, _) => leg.send(cx.as_deref_mut(), data),
+            (Some(keeper), Leg::Browser) => {
+                let mut sent = Ok(());
+                keeper.gather.take(data, ends, |it| {
+                    if sent.is_ok() {
+                        sent = leg.send(cx.as_deref_mut(), it);
+                    }
+                });
+                sent
+            }
+            (Some(keeper), Leg::Upstream) => {
+                let audible = match (keeper.is_muted, ends.first()) {
+                    (false, _) => data,
+                    (true, None) => &[],
+                    (true, Some(&end)) => &data[end..],
+                };
+                keeper.is_muted &= ends.is_empty();
+                let sent = leg.send(cx.as_deref_mut(), audible);
+                keeper.backlog.push(data, ends, leg.sent());
+                if !keeper.limit(leg.conn.as_ref(), &worker.shared.metrics) {
+                    return Some(Event::Overflowed);
+                }
+                sent
+            }
+        };
+        if let Err(error) = sent {
             return Some(Event::Gone(to, loss(&error)));
         }
-        if self.legs[from as usize].tracker.is_at_boundary() && !self.legs[to as usize].waiting.is_empty() {
-            for control in std::mem::take(&mut self.legs[to as usize].waiting) {
-                self.send_control(to, &control);
-            }
+        if self.takes_control(to) && !self.legs[to as usize].waiting.is_empty() {
+            self.send_waiting(to);
         }
         None
+    }
+
+    /// Whether a control frame may be sent to a leg now: what was sent to it so far ends at the end of a frame.
+    fn takes_control(&self, to: Leg) -> bool {
+        let is_held = to == Leg::Upstream && self.keeper.as_ref().is_some_and(|it| it.gather.is_whole());
+        is_held || self.legs[to.other() as usize].tracker.is_at_boundary()
+    }
+
+    fn send_waiting(&mut self, to: Leg) {
+        for control in std::mem::take(&mut self.legs[to as usize].waiting) {
+            self.send_control(to, &control);
+        }
     }
 
     fn handle(&mut self, event: Event) -> Option<End> {
@@ -328,21 +510,27 @@ impl Relay {
                     // Enough waits for the end of that frame; the next beat asks again.
                 }
                 action @ (Action::Send(leg, control) | Action::Ping(leg, control)) => {
-                    // Between two frames only: what was passed on to this leg came from the other.
-                    if self.legs[leg.other() as usize].tracker.is_at_boundary() {
+                    if self.legs[leg as usize].conn.is_none() {
+                        continue;
+                    }
+                    if self.takes_control(leg) {
                         self.send_control(leg, &control);
                         if let Some(cx) = cx.as_deref_mut() {
                             // An error shows up at the next read or write.
-                            let _ = self.legs[leg as usize].poll_drain(cx).is_ready();
+                            let _ = self.poll_drain(leg, cx).is_ready();
                         }
                     } else {
                         self.legs[leg as usize].waiting.push(control);
                     }
                     if matches!(action, Action::Ping(..)) {
                         shared.metrics.ping(leg);
+                        if leg == Leg::Browser {
+                            self.forget_acknowledged();
+                        }
                     }
                 }
                 Action::Measured(leg, rtt) => shared.metrics.pong(leg, rtt),
+                Action::Park(loss) => self.park(loss),
                 Action::Finish(end) => return Some(end),
                 Action::Wait(until) => {
                     self.timer.reset(until);
@@ -358,14 +546,138 @@ impl Relay {
         self.legs[leg as usize].out.extend_from_slice(&bytes[..len]);
     }
 
+    /// Drops what the browser has received.
+    fn forget_acknowledged(&mut self) {
+        if let (Some(keeper), Some(conn)) = (&mut self.keeper, &self.legs[Leg::Browser as usize].conn)
+            && !keeper.backlog.is_empty()
+        {
+            keeper.backlog.acknowledged(conn.acknowledged());
+        }
+    }
+
+    /// Lets go of the browser's connection; gives what is left of it, and whether another may take its place.
+    fn let_go(&mut self) -> (LegState, bool) {
+        self.forget_acknowledged();
+        let mut old = LegState::new(None, Sender::Client);
+        std::mem::swap(&mut old, &mut self.legs[Leg::Browser as usize]);
+        self.legs[Leg::Browser as usize].n_bytes = old.n_bytes;
+        let is_whole = self.keeper.as_mut().is_some_and(Keeper::is_whole);
+        if is_whole {
+            self.send_waiting(Leg::Upstream); // no rest of a message comes that they would have to wait for
+        }
+        (old, is_whole)
+    }
+
+    /// The browser is lost and may come back.
+    fn park(&mut self, loss: Loss) {
+        let worker = Rc::clone(&self.worker);
+        let shared = &worker.shared;
+        if loss == Loss::Silence {
+            shared.metrics.leg_lost(Leg::Browser);
+        }
+        let (old, is_whole) = self.let_go();
+        if let Some(conn) = old.conn {
+            conn.reset_on_drop();
+        }
+        let now = shared.clock.now();
+        match &mut self.keeper {
+            Some(keeper) if is_whole => {
+                shared.metrics.session_park(loss.name());
+                shared.metrics.session_state("attached", -1);
+                shared.metrics.session_state("parked", 1);
+                self.entry.set_attached(false);
+                keeper.parked = Some(Parked { since: now, n_bytes: 0 });
+                keeper.count(&shared.metrics);
+            }
+            _ => self.session.handle(now, Event::Torn),
+        }
+    }
+
+    fn read_mail(&mut self, mail: Mail, cx: &mut Context<'_>) -> Option<End> {
+        match mail {
+            Mail::Attach(attach) => self.attach(*attach, cx),
+            Mail::Stop(stop, ended) => {
+                self.stoppers.push(ended);
+                self.handle_with(Event::Stop(stop), Some(cx))
+            }
+        }
+    }
+
+    /// A browser has come back: it gets its 101 and what it has not received, and the upstream notices nothing.
+    fn attach(&mut self, mut attach: Attach, cx: &mut Context<'_>) -> Option<End> {
+        let worker = Rc::clone(&self.worker);
+        let shared = &worker.shared;
+        let was_attached = self.legs[Leg::Browser as usize].conn.is_some();
+        if !self.session.takes_browsers() {
+            attach.refuse(false);
+            return None;
+        }
+        if was_attached && shared.config.sessions.viewer == Viewer::Refuse {
+            attach.refuse(true);
+            return None;
+        }
+        if was_attached {
+            let can_close = self.takes_control(Leg::Browser);
+            let (mut old, is_whole) = self.let_go();
+            if can_close {
+                let (bytes, len) = Control::close(3005, "another browser has taken over").encode(None);
+                old.out.extend_from_slice(&bytes[..len]);
+            }
+            let clock = shared.clock.clone();
+            let ending = if can_close { Ending::Close } else { Ending::Reset };
+            tokio::task::spawn_local(async move { old.finish(ending, &clock).await });
+            if !is_whole {
+                attach.refuse(false);
+                return self.handle_with(Event::Gone(Leg::Browser, Loss::Reset), Some(cx));
+            }
+        }
+        let keeper = self.keeper.as_mut().expect("a session that takes browsers has one");
+        if let Err(error) = attach.conn.move_here() {
+            tracing::warn!(%error, "A connection could not be moved to the session's worker.");
+            attach.refuse(false);
+            return if was_attached {
+                self.handle_with(Event::Gone(Leg::Browser, Loss::Reset), Some(cx))
+            } else {
+                None
+            };
+        }
+        let leg = &mut self.legs[Leg::Browser as usize];
+        leg.conn = Some(attach.conn);
+        leg.out = attach.answer.into();
+        keeper.is_muted = keeper.backlog.is_skipping();
+        for bytes in keeper.backlog.replay(leg.sent()) {
+            leg.out.extend_from_slice(bytes);
+        }
+        let n_bytes = keeper.backlog.len();
+        if let Some(parked) = keeper.parked.take() {
+            shared.metrics.resume_buffered(-(parked.n_bytes as i64));
+            shared.metrics.session_was_parked(shared.clock.now() - parked.since);
+            shared.metrics.session_state("parked", -1);
+            shared.metrics.session_state("attached", 1);
+        }
+        tracing::debug!(n_bytes, "A browser is given what it has missed.");
+        self.entry.set_attached(true);
+        self.entry.set_generation(attach.generation);
+        drop(attach.reply.send(Ok(()))); // its worker may have ended meanwhile
+        let end = self.handle_with(Event::Attached, Some(cx));
+        end.or_else(|| self.pass(Leg::Browser, &attach.early, Some(cx)))
+    }
+
     /// The last line of a session.
     fn report(&self, record: &mut Record, end: End) {
         let worker = &self.worker;
         let shared = &worker.shared;
-        let took = shared.clock.now() - record.started;
+        let now = shared.clock.now();
+        let took = now - record.started;
         shared.metrics.session_end(end.reason.name(), took);
+        let parked = self.keeper.as_ref().and_then(|it| it.parked.as_ref());
+        shared.metrics.session_state(if parked.is_some() { "parked" } else { "attached" }, -1);
+        if let Some(parked) = parked {
+            shared.metrics.session_was_parked(now - parked.since);
+            shared.metrics.resume_buffered(-(parked.n_bytes as i64));
+        }
         match end.reason {
-            Reason::BrowserSilent => shared.metrics.leg_lost(Leg::Browser),
+            Reason::BrowserSilent if self.keeper.is_none() => shared.metrics.leg_lost(Leg::Browser),
             Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
             _ => {}
         }
@@ -397,9 +709,17 @@ impl Relay {
 
     /// Ends both connections, each in its way.
     async fn finish(self, end: End) {
-        let clock = &self.worker.shared.clock;
-        let [browser, upstream] = self.legs;
-        join(browser.finish(end.browser, clock), upstream.finish(end.upstream, clock)).await;
+        let Relay { worker, legs: [mut browser, mut upstream], stoppers, .. } = self;
+        let clock = &worker.shared.clock;
+        let (browser_waits, upstream_waits) =
+            join(browser.shut(end.browser, clock), upstream.shut(end.upstream, clock)).await;
+        drop(stoppers); // both have ended as far as it is ours to say
+        let linger = async |leg: &mut LegState, waits: bool| {
+            if waits {
+                leg.linger(clock).await;
+            }
+        };
+        join(linger(&mut browser, browser_waits), linger(&mut upstream, upstream_waits)).await;
     }
 }
 

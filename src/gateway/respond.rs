@@ -114,6 +114,7 @@ pub(crate) fn close_code(rejection: &Rejection) -> u16 {
     match &rejection.code {
         Code::UpstreamNoWorker | Code::UpstreamTimeout | Code::UpstreamConnectTimeout => 3008,
         Code::FunctionUnknown => 3004,
+        Code::SessionTaken => 3005,
         code if code.blame() == Blame::Upstream => 3001,
         code => match code.status() {
             StatusCode::UNAUTHORIZED => 3000,

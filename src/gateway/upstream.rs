@@ -147,7 +147,7 @@ impl Dialer {
                     self.metrics.upstream("connect", self.clock.now() - started);
                     let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
                     let started = self.clock.now();
-                    let tls = connector.connect(name.clone(), tcp).await.map_err(DialError::Tls)?;
+                    let tls = connector.connect(name.clone(), tcp.into()).await.map_err(DialError::Tls)?;
                     self.metrics.upstream("tls", self.clock.now() - started);
                     return Ok(Conn::tls(tls));
                 }

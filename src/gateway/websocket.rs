@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,22 +15,36 @@ use http::header::{
 };
 use http::{HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 
-use crate::config::Refusal;
+use crate::config::{Refusal, ResumeMode, Viewer};
+use crate::gateway::Shared;
+use crate::gateway::admit::{self, Seat};
 use crate::gateway::conn::Conn;
+use crate::gateway::cookie::Ticket;
+use crate::gateway::directory::{Attach, Entry, Identity, Listed, Mail, Refused, SessionId};
 use crate::gateway::head::{self, RequestHead};
 use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
 use crate::gateway::upstream::{DialError, Upgraded, accept};
 use crate::gateway::worker::{Worker, close_politely};
-use crate::gateway::{Shared, admit};
 use crate::lua::RouteChain;
 use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Phase, Stop};
 use crate::rejection::{Code, Rejection};
-use crate::session::Control;
+use crate::session::{self, Control};
 
 /// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
 const EARLY: usize = 16 << 10;
+
+/// How long a browser that opens a new connection upstream waits for the end of its old one.
+const MAKE_WAY: Duration = Duration::from_secs(1);
+
+/// A session of fewer seconds may not be known to all of NVCF yet.
+const YOUNG: u64 = 5;
+
+/// How long each further try waits until then.
+const REGISTRATION: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_millis(500), Duration::from_secs(1)];
 
 /// Whether a request means to open a WebSocket, well formed or not.
 pub(crate) fn is_meant(head: &RequestHead) -> bool {
@@ -64,7 +78,7 @@ fn check_handshake(head: &RequestHead) -> Result<String, Rejection> {
     }
 }
 
-/// Serves a WebSocket request to its end or until the relay has taken over.
+/// Serves a WebSocket request to its end or until a relay has taken over.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
     mut conn: Conn,
@@ -73,20 +87,36 @@ pub(crate) async fn serve(
     mut exchange: Exchange,
     route: RouteChain,
 ) {
-    let started = worker.shared.clock.now();
-    let mut stage = Stage { policy: started, dialled: started };
-    let opened = open(worker, &mut conn, &mut early, &head, &mut exchange, &route, &mut stage).await;
     let shared = &worker.shared;
+    let started = shared.clock.now();
+    let admitted = match admit_browser(worker, &head, &mut exchange, &route).await {
+        Ok(it) => it,
+        Err((stop, key)) => return refuse(worker, conn, &mut exchange, &route, stop, key, started).await,
+    };
+    let policy = shared.clock.now();
+    let admitted = match come_back(worker, conn, early, &mut exchange, &route, admitted, started).await {
+        Back::No(back, bytes, admitted) => {
+            (conn, early) = (back, bytes);
+            admitted
+        }
+        Back::Taken => return,
+        Back::Refused(back, code, admitted) => {
+            let (stop, key) = (Stop::Reject(code.into()), Some(admitted.accept_key));
+            return refuse(worker, back, &mut exchange, &route, stop, key, started).await;
+        }
+    };
+    let opened = dial(worker, &mut conn, &mut early, &exchange, &route, &admitted).await;
+    let dialled = shared.clock.now();
+    let Admitted { accept_key, function, .. } = &admitted;
     match opened {
-        Ok(Opened { accept_key, function, upgraded, place }) => {
-            let answer = answer(worker, &mut exchange, &route, &function, &accept_key, &upgraded);
-            let (bytes, session) = match answer {
+        Ok(Opened { upgraded, place }) => {
+            let answer = answer(worker, &mut exchange, &route, &admitted, &upgraded);
+            let Answer { bytes, listed, resumed } = match answer {
                 Ok(answer) => answer,
                 Err(rejection) => {
                     drop((upgraded, place));
-                    let stop = Stop::Reject(rejection);
-                    return refuse(worker, conn, &mut exchange, &route, stop, Some(accept_key), started)
-                        .await;
+                    let (stop, key) = (Stop::Reject(rejection), Some(accept_key.clone()));
+                    return refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
                 }
             };
             let written = async {
@@ -99,13 +129,18 @@ pub(crate) async fn serve(
             }
             let now = shared.clock.now();
             shared.metrics.session_start("opened");
-            shared.metrics.session_setup("policy", stage.policy - started);
-            shared.metrics.session_setup("upstream", stage.dialled - stage.policy);
+            shared.metrics.session_setup("policy", policy - started);
+            shared.metrics.session_setup("upstream", dialled - policy);
             shared.metrics.session_setup("total", now - started);
             shared.metrics.request(&exchange.route, 101);
-            tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed = session.resumed, "A session was opened.");
+            if admitted.ticket.is_some() {
+                shared.metrics.resume("reconnect", if resumed { "resumed" } else { "gone" });
+                shared.metrics.resume_took("reconnect", now - started);
+            }
+            tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
             exchange.retire(route.chain.has(Phase::Log));
-            let record = Record { exchange, route, function: function.id, started: now, _place: place };
+            let function = admitted.function.id;
+            let record = Record { exchange, route, function, started: now, listed, _place: place };
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             tokio::task::spawn_local(relay::run(
                 Rc::clone(worker),
@@ -116,8 +151,12 @@ pub(crate) async fn serve(
                 Box::new(record),
             ));
         }
-        Err(Failure::Stopped(stop, accept_key)) => {
-            refuse(worker, conn, &mut exchange, &route, stop, accept_key, started).await;
+        Err(Failure::Stopped(stop)) => {
+            if admitted.ticket.is_some() {
+                shared.metrics.resume("reconnect", "failed");
+            }
+            let key = Some(accept_key.clone());
+            refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
         }
         Err(Failure::BrowserGone) => {
             tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
@@ -133,15 +172,18 @@ fn left(worker: &Worker, exchange: &mut Exchange, route: &RouteChain, started: I
     worker.finish_request(exchange, &route.chain, 0, 0, started);
 }
 
-/// When each stage of an opening ended.
-struct Stage {
-    policy: Instant,
-    dialled: Instant,
+/// A browser that policies have let through.
+struct Admitted {
+    accept_key: String,
+    function: Function,
+    /// The session that its cookie names.
+    ticket: Option<Ticket>,
+    seat: Seat,
+    /// The request target upstream.
+    target: String,
 }
 
 struct Opened {
-    accept_key: String,
-    function: Function,
     upgraded: Upgraded,
     place: Place,
 }
@@ -150,23 +192,21 @@ struct Opened {
 pub(crate) struct Place(Arc<Shared>);
 
 enum Failure {
-    /// Nothing was opened. With the accept key, the refusal may also be a Close frame.
-    Stopped(Stop, Option<String>),
+    /// Nothing was opened.
+    Stopped(Stop),
     /// Nobody is there to be told.
     BrowserGone,
 }
 
-async fn open(
+/// Checks the handshake and asks the policies. With the accept key, a refusal may also be a Close frame.
+async fn admit_browser(
     worker: &Rc<Worker>,
-    conn: &mut Conn,
-    early: &mut BytesMut,
     head: &RequestHead,
     exchange: &mut Exchange,
     route: &RouteChain,
-    stage: &mut Stage,
-) -> Result<Opened, Failure> {
+) -> Result<Admitted, (Stop, Option<String>)> {
     let shared = &worker.shared;
-    let reject = |rejection: Rejection| Failure::Stopped(Stop::Reject(rejection), None);
+    let reject = |rejection: Rejection| (Stop::Reject(rejection), None);
     let accept_key = check_handshake(head).map_err(reject)?;
     exchange.offer = Offer::parse(&head.headers).map_err(|code| reject(code.into()))?;
     if !exchange.offer.is_empty() {
@@ -174,35 +214,203 @@ async fn open(
     }
     check_origin(shared.config.parts.origins.as_deref(), head).map_err(|code| reject(code.into()))?;
 
-    let stop = |stop: Stop| Failure::Stopped(stop, Some(accept_key.clone()));
+    let stop = |stop: Stop| (stop, Some(accept_key.clone()));
     let function = admit::admit(worker, &route.chain, exchange).await.map_err(stop)?;
     exchange.function = Some(function.id.clone());
-    let ticket = admit::ticket(shared, exchange, &function);
+    let ticket = admit::ticket(shared, &route.resume, exchange, &function);
+    let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
     admit::upstream_headers(worker, &route.chain, exchange).await.map_err(stop)?;
-    stage.policy = shared.clock.now();
-    let place = Place::claim(shared).map_err(|code| stop(Stop::Reject(code.into())))?;
-
-    let offer = exchange.offer.passed_on().collect::<Vec<_>>().join(", ");
     let target = admit::target(exchange);
-    let mut ticket = ticket;
+    Ok(Admitted { accept_key, function, ticket, seat, target })
+}
+
+/// What became of a browser that may have a session already.
+enum Back {
+    /// There is none that it could go on with: it needs a connection upstream.
+    No(Conn, BytesMut, Admitted),
+    /// It is back in its session.
+    Taken,
+    /// Another browser is there.
+    Refused(Conn, Code, Admitted),
+}
+
+/// Puts a browser back into its session, if that is still here and wants the same as before. Else the session makes way
+/// for the connection that is to come.
+async fn come_back(
+    worker: &Rc<Worker>,
+    conn: Conn,
+    early: BytesMut,
+    exchange: &mut Exchange,
+    route: &RouteChain,
+    mut admitted: Admitted,
+    started: Instant,
+) -> Back {
+    let shared = &worker.shared;
+    let named = admitted.ticket.as_ref().map_or(admitted.seat.session, |it| it.session);
+    if named != admitted.seat.session
+        && let Some(entry) = shared.directory.find(named)
+    {
+        // The cookie is that of all pages of a browser, the token this page's own. Where another page is in the session,
+        // this one has a session of its own; where none is any more, it goes on with it.
+        if entry.is_attached() {
+            admitted.ticket = None;
+        } else {
+            make_way(shared, &entry).await;
+        }
+    }
+    let Some(entry) = shared.directory.find(admitted.seat.session) else {
+        return Back::No(conn, early, admitted);
+    };
+    if admitted.ticket.as_ref().is_some_and(|it| it.generation + 1 < entry.generation()) {
+        // The cookie of a browser that has come back twice since: whoever shows it is somebody else.
+        shared.metrics.resume("reattach", "replayed");
+        admitted.ticket = None;
+        admitted.seat = Seat { session: SessionId::random(), generation: 0, began: shared.clock.unix() };
+        return Back::No(conn, early, admitted);
+    }
+    let offer = &exchange.offer;
+    let is_offered = entry.subprotocol.as_deref().map_or(offer.is_empty(), |it| offer.contains(it));
+    let is_same = entry.identity == identity(exchange, &admitted) && is_offered;
+    let (conn, early) = if is_same && route.resume.mode == ResumeMode::Reattach {
+        match attach(worker, conn, early, exchange, route, &admitted, &entry).await {
+            Attached::Taken => {
+                shared.metrics.session_start("resumed");
+                shared.metrics.resume("reattach", "resumed");
+                shared.metrics.resume_took("reattach", shared.clock.now() - started);
+                exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
+                exchange.code = Some("resumed".into());
+                tracing::info!(request = %exchange.id, principal = exchange.principal_id(), "A browser has come back into its session.");
+                worker.finish_request(exchange, &route.chain, 0, 0, started);
+                return Back::Taken;
+            }
+            Attached::Lost => {
+                left(worker, exchange, route, started);
+                return Back::Taken;
+            }
+            Attached::Refused(Refused { conn, is_taken: true, .. }) => {
+                shared.metrics.resume("reattach", "taken");
+                return Back::Refused(conn, Code::SessionTaken, admitted);
+            }
+            Attached::Refused(Refused { conn, early, .. }) => {
+                shared.metrics.resume("reattach", "gone");
+                (conn, early)
+            }
+        }
+    } else {
+        (conn, early)
+    };
+    if shared.config.sessions.viewer == Viewer::Refuse && entry.is_attached() {
+        return Back::Refused(conn, Code::SessionTaken, admitted);
+    }
+    if admitted.ticket.is_none() && !entry.request.is_empty() {
+        admitted.ticket = Some(ticket_of(&entry, &admitted.seat)); // the browser named the session by its token
+    }
+    make_way(shared, &entry).await;
+    Back::No(conn, early, admitted)
+}
+
+/// Ends a session whose browser goes on over another connection.
+async fn make_way(shared: &Shared, entry: &Entry) {
+    drop(shared.clock.timeout(MAKE_WAY, entry.stop(session::Stop::Replaced)).await); // late or not, it will end
+}
+
+/// What became of a browser that was handed to a session.
+enum Attached {
+    Taken,
+    Refused(Refused),
+    /// Its session ended with it.
+    Lost,
+}
+
+/// Hands a browser to its session, with the 101 that it will get there.
+async fn attach(
+    worker: &Worker,
+    conn: Conn,
+    early: BytesMut,
+    exchange: &mut Exchange,
+    route: &RouteChain,
+    admitted: &Admitted,
+    entry: &Entry,
+) -> Attached {
+    let shared = &worker.shared;
+    let generation = entry.generation() + 1;
+    let seat = Seat { session: admitted.seat.session, generation, began: entry.began };
+    let mut headers = http::HeaderMap::new();
+    let cookie = admit::cookie(shared, exchange, &admitted.function, &seat, &entry.request);
+    admit::set_cookie(&mut headers, &cookie);
+    let Some(bytes) = accepted(worker, exchange, route, admitted, headers, entry.subprotocol.as_deref())
+    else {
+        return Attached::Refused(Refused { conn, early, is_taken: false });
+    };
+    let (reply, taken) = oneshot::channel();
+    let mail = Mail::Attach(Box::new(Attach { conn, early, answer: bytes, generation, reply }));
+    if let Err(Mail::Attach(unread)) = entry.post(mail) {
+        unread.refuse(false);
+    }
+    match taken.await {
+        Ok(Ok(())) => Attached::Taken,
+        Ok(Err(refused)) => Attached::Refused(refused),
+        Err(_) => Attached::Lost,
+    }
+}
+
+/// What the cookie of a session would say.
+fn ticket_of(entry: &Entry, seat: &Seat) -> Ticket {
+    let Identity { principal, function, .. } = entry.identity.clone();
+    let Seat { session, generation, .. } = *seat;
+    let (began, request) = (entry.began, entry.request.clone());
+    Ticket { session, generation, began, request, principal, function, expires: u64::MAX }
+}
+
+fn identity(exchange: &Exchange, admitted: &Admitted) -> Identity {
+    Identity {
+        principal: exchange.principal_id().to_owned(),
+        function: admitted.function.id.clone(),
+        target: admitted.target.clone(),
+    }
+}
+
+/// Opens the connection upstream.
+async fn dial(
+    worker: &Worker,
+    conn: &mut Conn,
+    early: &mut BytesMut,
+    exchange: &Exchange,
+    route: &RouteChain,
+    admitted: &Admitted,
+) -> Result<Opened, Failure> {
+    let shared = &worker.shared;
+    let stop = |rejection: Rejection| Failure::Stopped(Stop::Reject(rejection));
+    let place = Place::claim(shared).map_err(|code| stop(code.into()))?;
+    let offer = exchange.offer.passed_on().collect::<Vec<_>>().join(", ");
+    let mut ticket = admitted.ticket.as_ref();
+    let mut pauses = REGISTRATION.iter();
     loop {
         let mut headers = exchange.upstream.clone();
-        admit::sign(shared, &mut headers, &function, ticket.as_ref()).map_err(|it| stop(Stop::Reject(it)))?;
+        admit::sign(shared, &route.resume, &mut headers, &admitted.function, ticket).map_err(stop)?;
         let dialled = tokio::select! {
-            dialled = shared.dialer.upgrade(&target, headers, &offer) => dialled,
+            dialled = shared.dialer.upgrade(&admitted.target, headers, &offer) => dialled,
             () = gone(conn, early) => return Err(Failure::BrowserGone),
         };
-        match dialled {
-            Ok(upgraded) => {
-                stage.dialled = shared.clock.now();
-                return Ok(Opened { accept_key, function, upgraded, place });
+        let (error, stale) = match (dialled, ticket) {
+            (Ok(upgraded), _) => return Ok(Opened { upgraded, place }),
+            (Err(error), Some(stale)) if is_stale(&error) => (error, stale),
+            (Err(error), _) => return Err(stop(respond::rescue_dial(&error))),
+        };
+        let age = shared.clock.unix().saturating_sub(stale.began);
+        match pauses.next() {
+            // NVCF registers a session after it has answered, so a young one may not be known yet.
+            Some(pause) if age < YOUNG && forgets(&error) => {
+                tokio::select! {
+                    () = shared.clock.sleep(*pause) => {}
+                    () = gone(conn, early) => return Err(Failure::BrowserGone),
+                }
             }
-            Err(error) if ticket.is_some() && is_stale(&error) => {
+            _ => {
                 // The session is gone; the browser gets a new one. Once: the next answer is believed.
                 tracing::info!(request = %exchange.id, %error, "A session could not be resumed; a new one is started.");
                 ticket = None;
             }
-            Err(error) => return Err(stop(Stop::Reject(respond::rescue_dial(&error)))),
         }
     }
 }
@@ -212,6 +420,11 @@ async fn open(
 fn is_stale(error: &DialError) -> bool {
     let DialError::Refused { status, forgets_session, .. } = error else { return false };
     matches!(status.as_u16(), 500 | 504) || (*status == StatusCode::NOT_FOUND && *forgets_session)
+}
+
+/// Whether NVCF says that it does not know the session.
+fn forgets(error: &DialError) -> bool {
+    matches!(error, DialError::Refused { forgets_session: true, .. })
 }
 
 /// A page of an origin that is not on the list may not open a WebSocket: browsers do not ask before they do (RFC 6455
@@ -256,19 +469,21 @@ impl Drop for Place {
     }
 }
 
-struct Session {
+/// The browser's 101 for a new session.
+struct Answer {
+    bytes: BytesMut,
+    listed: Listed,
+    /// Whether NVCF has taken up the session that the browser's cookie names.
     resumed: bool,
 }
 
-/// The browser's 101.
 fn answer(
     worker: &Worker,
     exchange: &mut Exchange,
     route: &RouteChain,
-    function: &Function,
-    accept_key: &str,
+    admitted: &Admitted,
     upgraded: &Upgraded,
-) -> Result<(BytesMut, Session), Rejection> {
+) -> Result<Answer, Rejection> {
     let shared = &worker.shared;
     let subprotocol = exchange.offer.answer(upgraded.subprotocol.as_deref());
     let subprotocol = subprotocol.map_err(|code| match code {
@@ -277,19 +492,52 @@ fn answer(
         }
         code => code.into(),
     })?;
-    let subprotocol = subprotocol.and_then(|it| HeaderValue::from_str(it).ok());
+    let subprotocol = subprotocol.map(str::to_owned);
     let mut headers = crate::policy::passed_on_response(&upgraded.headers);
-    let before = admit::ticket(shared, exchange, function).map(|it| it.request);
-    let id = admit::keep_session(shared, exchange, function, &mut headers);
-    let resumed = before.is_some() && before == id;
+    let (request, forgets) = admit::take_session(&mut headers);
+    let before = admitted.ticket.as_ref().map(|it| it.request.as_str());
+    let resumed = before.is_some() && before == request.as_deref();
+    let Seat { session, generation, began } = admitted.seat;
+    let began = if resumed { began } else { shared.clock.unix() };
+    let seat = Seat { session, generation: generation + 1, began };
+    let has_name = request.is_some();
+    let request = request.unwrap_or_default();
+    match route.resume.mode {
+        ResumeMode::Reconnect if !has_name => {}
+        ResumeMode::Off => {}
+        ResumeMode::Reattach | ResumeMode::Reconnect => {
+            let cookie = admit::cookie(shared, exchange, &admitted.function, &seat, &request);
+            admit::set_cookie(&mut headers, &cookie);
+        }
+    }
+    if forgets && !has_name && route.resume.mode != ResumeMode::Reattach {
+        admit::set_cookie(&mut headers, &shared.sealer.clear(&exchange.path, exchange.tls));
+    }
+    let bytes = accepted(worker, exchange, route, admitted, headers, subprotocol.as_deref())
+        .ok_or_else(|| Rejection::because(Code::PluginFailed, "a plugin failed on the 101"))?;
+    let entry = Entry::new(identity(exchange, admitted), subprotocol, request, seat.began, seat.generation);
+    let listed = shared.directory.list(seat.session, entry, shared.config.sessions.viewer);
+    Ok(Answer { bytes, listed: listed.ok_or(Code::SessionTaken)?, resumed })
+}
+
+/// A 101 with what the plugins add to it; `None` when one of them failed.
+fn accepted(
+    worker: &Worker,
+    exchange: &mut Exchange,
+    route: &RouteChain,
+    admitted: &Admitted,
+    headers: http::HeaderMap,
+    subprotocol: Option<&str>,
+) -> Option<BytesMut> {
     let response =
         LocalResponse { status: StatusCode::SWITCHING_PROTOCOLS, headers, body: bytes::Bytes::new() };
     let mut response = respond::dress(response, Some(&route.chain), exchange, &worker.watch);
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Rejection::because(Code::PluginFailed, "a plugin failed on the 101"));
+        return None;
     }
-    handshake_headers(&mut response.headers, accept_key, subprotocol);
-    Ok((head::write_response(response.status, &response.headers), Session { resumed }))
+    let subprotocol = subprotocol.and_then(|it| HeaderValue::from_str(it).ok());
+    handshake_headers(&mut response.headers, &admitted.accept_key, subprotocol);
+    Some(head::write_response(response.status, &response.headers))
 }
 
 fn handshake_headers(headers: &mut http::HeaderMap, accept_key: &str, subprotocol: Option<HeaderValue>) {

@@ -155,7 +155,8 @@ impl Worker {
         let mut conn = match &shared.tls {
             None => Conn::plain(tcp),
             Some(acceptor) => {
-                let accepted = shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp));
+                let accepted =
+                    shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
                 let mut draining = self.draining.clone();
                 let accepted = tokio::select! {
                     accepted = accepted => accepted,

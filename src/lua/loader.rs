@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use mlua::{Table, Value};
 
-use crate::config::{Entry, Place, Plugins, Problem, Problems, Route};
+use crate::config::{Entry, Place, Plugins, Problem, Problems, Resume, Route};
 use crate::lua::bundle::{Bundle, Finder};
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
@@ -28,6 +28,7 @@ pub(crate) struct Program {
 struct Planned {
     path: String,
     pattern: Pattern,
+    resume: Resume,
     place: Place,
     steps: Vec<Step>,
 }
@@ -59,6 +60,7 @@ pub(crate) struct Routes {
 pub(crate) struct RouteChain {
     pub(crate) path: Rc<str>,
     pub(crate) pattern: Rc<Pattern>,
+    pub(crate) resume: Resume,
     pub(crate) chain: Rc<Chain>,
 }
 
@@ -106,6 +108,7 @@ impl Program {
                 planned.push(Planned {
                     path: route.path.clone(),
                     pattern,
+                    resume: route.resume,
                     place: route.place.clone(),
                     steps,
                 });
@@ -142,6 +145,7 @@ impl Program {
             routes.push(RouteChain {
                 path: planned.path.as_str().into(),
                 pattern: Rc::new(planned.pattern.clone()),
+                resume: planned.resume,
                 chain: Rc::new(chain),
             });
         }

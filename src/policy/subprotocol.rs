@@ -15,6 +15,9 @@ pub const OWN: &str = "streamgate.v1";
 /// An offer of this entry asks for refusals as Close frames, which scripts can read.
 pub const CLOSE_ON_REFUSAL: &str = "streamgate.close-on-refusal";
 
+/// The key of an entry whose value names the browser's session: a text that it made up, and that nobody can guess.
+pub const RESUME_TOKEN: &str = "streamgate-resume";
+
 /// Most entries of one request.
 const MOST: usize = 32;
 
@@ -90,7 +93,8 @@ fn is_harmless(entry: &str) -> bool {
     match entry.split_once('.') {
         None => true,
         Some((key, _)) => {
-            !is_reserved(&key.to_ascii_lowercase()) && !key.eq_ignore_ascii_case("authorization-bearer")
+            let ours = ["authorization-bearer", RESUME_TOKEN];
+            !is_reserved(&key.to_ascii_lowercase()) && !ours.iter().any(|it| key.eq_ignore_ascii_case(it))
         }
     }
 }
@@ -154,6 +158,7 @@ mod tests {
             "x-nvcf-absorb.true",
             "X-NVCF-Reconnect-Window-Secs.9",
             "cookie.c",
+            "streamgate-resume.0123456789abcdef",
             "streamgate.close-on-refusal",
         ] {
             check(smuggled, false);

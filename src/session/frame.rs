@@ -99,15 +99,25 @@ impl Tracker {
         self.left == 0
     }
 
+    fn is_between_messages(&self) -> bool {
+        self.left == 0 && !self.in_message
+    }
+
     /// Data and control frames seen since the last call.
     pub(crate) fn take_counts(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.n_data_frames), std::mem::take(&mut self.n_control_frames))
     }
 
-    /// Takes the next piece off the front of `input`; `None` once all of it is used up.
-    pub(crate) fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Violation> {
+    /// Takes the next piece off the front of `input`; `None` once all of it is used up. `ends` gets the places in the
+    /// piece where messages end.
+    pub(crate) fn next<'a>(
+        &mut self,
+        input: &mut &'a [u8],
+        ends: &mut Vec<usize>,
+    ) -> Result<Option<Piece<'a>>, Violation> {
+        ends.clear();
         if !self.held.is_empty() {
-            return self.resume(input);
+            return self.resume(input, ends);
         }
         let bytes = *input;
         let mut end = 0; // of the run of data to pass on
@@ -115,6 +125,9 @@ impl Tracker {
             let run = self.left.min((bytes.len() - end) as u64);
             self.left -= run;
             end += usize::try_from(run).expect("a run is no longer than the slice");
+            if run > 0 && self.is_between_messages() {
+                ends.push(end);
+            }
             let rest = &bytes[end..];
             if rest.is_empty() {
                 break;
@@ -136,13 +149,20 @@ impl Tracker {
             }
             self.begin_data(&header);
             end += header.len;
+            if self.is_between_messages() {
+                ends.push(end); // an empty one
+            }
         }
         *input = &bytes[end..];
         Ok((end > 0).then(|| Piece::Data(&bytes[..end])))
     }
 
     /// Goes on with a header or a control frame of which a part is held.
-    fn resume<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Violation> {
+    fn resume<'a>(
+        &mut self,
+        input: &mut &'a [u8],
+        ends: &mut Vec<usize>,
+    ) -> Result<Option<Piece<'a>>, Violation> {
         let mut held = std::mem::take(&mut self.held);
         loop {
             let header = self.header(&held)?;
@@ -158,6 +178,9 @@ impl Tracker {
                     return self.control(header, &mut &held[..]);
                 }
                 self.begin_data(&header);
+                if self.is_between_messages() {
+                    ends.push(held.len());
+                }
                 return Ok(Some(Piece::Held(held)));
             }
             let take = (needed - held.len()).min(input.len());
@@ -372,7 +395,7 @@ mod tests {
         let (mut passed, mut controls) = (Vec::new(), Vec::new());
         for portion in portions {
             let mut input = *portion;
-            while let Some(piece) = tracker.next(&mut input)? {
+            while let Some(piece) = tracker.next(&mut input, &mut Vec::new())? {
                 match piece {
                     Piece::Data(bytes) => passed.extend_from_slice(bytes),
                     Piece::Held(bytes) => passed.extend_from_slice(&bytes),
@@ -426,11 +449,11 @@ mod tests {
         let stream = frame(Sender::Client, 0x82, &[1; 300]);
         let mut tracker = Tracker::new(Sender::Client);
         for byte in &stream[..7] {
-            assert_eq!(tracker.next(&mut std::slice::from_ref(byte)), Ok(None));
+            assert_eq!(tracker.next(&mut std::slice::from_ref(byte), &mut Vec::new()), Ok(None));
             assert!(tracker.is_at_boundary());
         }
         let mut rest = &stream[7..];
-        assert_eq!(tracker.next(&mut rest), Ok(Some(Piece::Held(stream[..8].to_vec()))));
+        assert_eq!(tracker.next(&mut rest, &mut Vec::new()), Ok(Some(Piece::Held(stream[..8].to_vec()))));
         assert!(!tracker.is_at_boundary());
     }
 

@@ -45,6 +45,11 @@ impl Keepalive {
         Keepalive { interval, timeout, heard: now, next_ping: now + interval, asked: None, nonce }
     }
 
+    /// A new connection takes the leg's place. Pings of the old one are not answered on it.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        (self.heard, self.next_ping, self.asked) = (now, now + self.interval, None);
+    }
+
     /// Bytes came.
     pub(crate) fn heard(&mut self, now: Instant) {
         self.heard = now;

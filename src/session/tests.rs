@@ -5,6 +5,8 @@ use super::*;
 const KEEPALIVE: config::Keepalive =
     config::Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
 
+const LIMITS: Limits = Limits { keepalive: KEEPALIVE, window: None, max_age: None, max_idle: None };
+
 /// A session and the time.
 struct Bench {
     session: Session,
@@ -13,8 +15,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Bench::within(LIMITS)
+    }
+
+    fn within(limits: Limits) -> Self {
         let now = crate::clock::Clock::paused().now();
-        Bench { session: Session::new(KEEPALIVE, 7, now), now }
+        Bench { session: Session::new(limits, 7, now), now }
     }
 
     fn at(&mut self, seconds: u64) -> &mut Self {
@@ -153,4 +159,131 @@ fn a_restart_tells_the_browser_to_come_back_and_the_upstream_nothing() {
     let actions = it.on(Event::Drain);
     assert!(matches!(&actions[0], Action::Send(Leg::Browser, it) if it.close_code() == 1012));
     assert_eq!(actions[1..], [finish(Reason::Drained, 1012, Ending::Close, Ending::Close)]);
+}
+
+const RESUMABLE: Limits = Limits { window: Some(Duration::from_secs(60)), ..LIMITS };
+
+#[test]
+fn a_lost_browser_is_waited_for_and_its_upstream_kept_alive() {
+    for loss in [Loss::Fin, Loss::Reset] {
+        let mut it = Bench::within(RESUMABLE);
+        assert_eq!(it.on(Event::Gone(Leg::Browser, loss)), [Action::Park(loss)]);
+        assert!(it.session.is_parked() && it.session.takes_browsers());
+        let ping = Control::new(Opcode::Ping, b"hb");
+        let pong = Control::new(Opcode::Pong, b"hb");
+        assert_eq!(it.on(Event::Control(Leg::Upstream, ping)), [Action::Send(Leg::Upstream, pong)]);
+        let pings = it.at(10).pings();
+        assert_eq!(pings.iter().map(|(leg, _)| *leg).collect::<Vec<_>>(), [Leg::Upstream]);
+        assert_eq!(it.at(5).on(Event::Attached), []);
+        assert_eq!(it.at(9).pings().len(), 1, "the browser's pings begin anew");
+        it.on(Event::Heard(Leg::Upstream));
+        assert_eq!(it.at(1).pings().len(), 1);
+    }
+}
+
+#[test]
+fn whoever_does_not_come_back_in_time_is_not_waited_for() {
+    let mut it = Bench::within(RESUMABLE);
+    it.on(Event::Gone(Leg::Browser, Loss::Reset));
+    for _ in 0..5 {
+        it.at(10).pings();
+        it.on(Event::Heard(Leg::Upstream));
+    }
+    assert_eq!(
+        it.at(10).on(Event::Tick),
+        [finish(Reason::Expired, 0, Ending::Reset, Ending::Reset)],
+        "no Close frame is invented"
+    );
+    assert!(!it.session.takes_browsers());
+}
+
+#[test]
+fn a_silent_browser_is_parked_and_a_torn_one_is_not() {
+    let mut it = Bench::within(RESUMABLE);
+    for _ in 0..2 {
+        it.at(10).pings();
+        it.on(Event::Heard(Leg::Upstream));
+    }
+    let actions = it.at(10).on(Event::Tick);
+    assert_eq!(actions[0], Action::Park(Loss::Silence));
+    assert_eq!(
+        it.on(Event::Torn),
+        [finish(Reason::BrowserSilent, 0, Ending::Reset, Ending::Close)],
+        "what was under way cannot be completed"
+    );
+}
+
+#[test]
+fn an_end_while_the_browser_is_away_is_one() {
+    let parked = || {
+        let mut it = Bench::within(RESUMABLE);
+        it.on(Event::Gone(Leg::Browser, Loss::Fin));
+        it
+    };
+    let close = Control::close(4000, "over");
+    assert_eq!(
+        parked().on(Event::Control(Leg::Upstream, close)),
+        [
+            Action::Send(Leg::Upstream, Control::close(4000, "")),
+            finish(Reason::ClosedByUpstream, 4000, Ending::Close, Ending::Close)
+        ]
+    );
+    assert_eq!(
+        parked().on(Event::Gone(Leg::Upstream, Loss::Reset)),
+        [finish(Reason::UpstreamLost, 0, Ending::Reset, Ending::Reset)]
+    );
+    assert_eq!(parked().on(Event::Drain), [finish(Reason::Drained, 0, Ending::Reset, Ending::Close)]);
+    let actions = parked().on(Event::Overflowed);
+    assert!(matches!(&actions[0], Action::Send(Leg::Upstream, it) if it.close_code() == 1009));
+    assert_eq!(actions[1], finish(Reason::Overflowed, 0, Ending::Close, Ending::Close));
+}
+
+#[test]
+fn a_close_ends_a_session_for_good() {
+    let mut it = Bench::within(RESUMABLE);
+    it.on(Event::Control(Leg::Browser, Control::close(1001, "")));
+    assert!(!it.session.takes_browsers());
+    assert_eq!(
+        it.on(Event::Gone(Leg::Browser, Loss::Fin)),
+        [finish(Reason::ClosedByBrowser, 1001, Ending::Close, Ending::Close)]
+    );
+}
+
+#[test]
+fn an_end_that_was_asked_for_is_told_to_both() {
+    let mut it = Bench::within(RESUMABLE);
+    let actions = it.on(Event::Stop(Stop::Asked));
+    assert!(matches!(&actions[0], Action::Send(Leg::Browser, it) if it.close_code() == 3010));
+    assert!(matches!(&actions[1], Action::Send(Leg::Upstream, it) if it.close_code() == 1000));
+    let mut it = Bench::within(RESUMABLE);
+    let actions = it.on(Event::Stop(Stop::Replaced));
+    assert!(matches!(&actions[0], Action::Send(Leg::Browser, it) if it.close_code() == 3005));
+    assert_eq!(actions[1], finish(Reason::Replaced, 3005, Ending::Close, Ending::Close));
+}
+
+#[test]
+fn age_and_idleness_end_a_session() {
+    let limits = Limits {
+        keepalive: config::Keepalive {
+            interval: Duration::from_secs(500),
+            timeout: Duration::from_secs(999),
+        },
+        max_age: Some(Duration::from_secs(100)),
+        max_idle: Some(Duration::from_secs(30)),
+        ..LIMITS
+    };
+    let ended = |actions: Vec<Action>| match actions.last() {
+        Some(Action::Finish(end)) => Some(end.reason),
+        _ => None,
+    };
+    let mut it = Bench::within(limits);
+    for _ in 0..4 {
+        assert_eq!(it.at(24).on(Event::Tick), []);
+        it.on(Event::Moved);
+    }
+    assert_eq!(it.session.poll(), Action::Wait(it.now + Duration::from_secs(4)));
+    assert_eq!(ended(it.at(4).on(Event::Tick)), Some(Reason::TooOld));
+    let mut it = Bench::within(limits);
+    it.on(Event::Heard(Leg::Browser));
+    assert_eq!(ended(it.at(30).on(Event::Tick)), Some(Reason::Idle), "a pong is no message");
 }

@@ -23,6 +23,12 @@ pub(crate) struct Metrics {
     session_ends: IntCounterVec,
     session_seconds: Histogram,
     session_setup: HistogramVec,
+    parks: IntCounterVec,
+    parked_seconds: Histogram,
+    resumes: IntCounterVec,
+    resume_seconds: HistogramVec,
+    resume_buffered: IntGauge,
+    resume_dropped: IntCounter,
     pings: [IntCounter; 2],
     pongs: [IntCounter; 2],
     rtt: [Histogram; 2],
@@ -46,13 +52,13 @@ pub(crate) struct Metrics {
 #[derive(Clone)]
 pub(crate) struct Streaming {
     sessions: IntGaugeVec,
+    resumes: IntCounter,
     results: IntCounterVec,
     seconds: Histogram,
     setup: HistogramVec,
     rtp_packets: IntCounter,
     rtp_bytes: IntCounter,
     dropped: IntCounterVec,
-    resumes: IntCounter,
     plis: IntCounter,
     datagrams: IntCounterVec,
     creds: IntCounterVec,
@@ -66,6 +72,8 @@ const SETUP: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 35.0];
 // A plugin without I/O takes microseconds.
 const PLUGIN: &[f64] = &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2, 1e-1, 1.0];
+// From a page that reloads to the longest time that NVCF holds a session.
+const AWAY: &[f64] = &[0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0];
 // From a failed sign-in to a working day; the steps of NVCF's own proxy.
 const LIFE: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0];
 
@@ -109,6 +117,41 @@ impl Metrics {
                 "Time of each stage from a WebSocket request to its 101.",
                 &["stage"],
                 SETUP,
+            ),
+            parks: counters(
+                r,
+                "streamgate_session_parks_total",
+                "Sessions whose browser was lost and may come back, by how it was lost.",
+                &["cause"],
+            ),
+            parked_seconds: histogram(
+                r,
+                "streamgate_session_parked_seconds",
+                "From a lost browser to its return, or to the end of the session.",
+                AWAY,
+            ),
+            resumes: counters(
+                r,
+                "streamgate_session_resumes_total",
+                "Browsers that wanted to come back into a session, by the way and what became of it.",
+                &["kind", "outcome"],
+            ),
+            resume_seconds: histograms(
+                r,
+                "streamgate_session_resume_seconds",
+                "From the request of a browser that comes back to its 101.",
+                &["kind"],
+                SETUP,
+            ),
+            resume_buffered: gauge(
+                r,
+                "streamgate_session_resume_buffered_bytes",
+                "Bytes kept for browsers that are away.",
+            ),
+            resume_dropped: counter(
+                r,
+                "streamgate_session_resume_dropped_total",
+                "Messages for browsers that are away, dropped because there were too many.",
             ),
             pings: legs(counters(
                 r,
@@ -194,7 +237,9 @@ impl Metrics {
         gauges(r, "streamgate_build_info", "1, with the version as a label.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        metrics.sessions.with_label_values(&["attached"]).set(0);
+        for state in ["attached", "parked"] {
+            metrics.sessions.with_label_values(&[state]).set(0);
+        }
         metrics
     }
 
@@ -209,8 +254,33 @@ impl Metrics {
         self.session_starts.with_label_values(&[result]).inc();
     }
 
-    pub(crate) fn session_attached(&self, change: i64) {
-        self.sessions.with_label_values(&["attached"]).add(change);
+    /// Counts sessions that are `attached` or `parked`.
+    pub(crate) fn session_state(&self, state: &str, change: i64) {
+        self.sessions.with_label_values(&[state]).add(change);
+    }
+
+    pub(crate) fn session_park(&self, cause: &str) {
+        self.parks.with_label_values(&[cause]).inc();
+    }
+
+    pub(crate) fn session_was_parked(&self, length: Duration) {
+        self.parked_seconds.observe(length.as_secs_f64());
+    }
+
+    pub(crate) fn resume(&self, kind: &str, outcome: &str) {
+        self.resumes.with_label_values(&[kind, outcome]).inc();
+    }
+
+    pub(crate) fn resume_took(&self, kind: &str, took: Duration) {
+        self.resume_seconds.with_label_values(&[kind]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn resume_buffered(&self, change: i64) {
+        self.resume_buffered.add(change);
+    }
+
+    pub(crate) fn resume_dropped(&self, n_messages: u64) {
+        self.resume_dropped.inc_by(n_messages);
     }
 
     pub(crate) fn session_end(&self, reason: &str, length: Duration) {
@@ -282,6 +352,11 @@ impl Streaming {
                 "Sessions of the streaming server by state.",
                 &["state"],
             ),
+            resumes: counter(
+                r,
+                "streamgate_streaming_resumes_total",
+                "Signalling connections that took the place of another one of the same session.",
+            ),
             results: counters(
                 r,
                 "streamgate_streaming_sessions_total",
@@ -346,17 +421,16 @@ impl Streaming {
         self.sessions.with_label_values(&[state]).add(change);
     }
 
+    pub(crate) fn resumed(&self) {
+        self.resumes.inc();
+    }
+
     /// A session that did not begin.
     pub(crate) fn refused(&self, result: &str) {
         self.results.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn ended(&self, result: &str, length: Duration) {
-            resumes: counter(
-                r,
-                "streamgate_streaming_resumes_total",
-                "Signalling connections that took the place of another one of the same session.",
-            ),
         self.results.with_label_values(&[result]).inc();
         self.seconds.observe(length.as_secs_f64());
         self.nvcf_seconds.observe(length.as_secs_f64());
@@ -421,10 +495,6 @@ impl Watch for Plugins {
     fn before(&self) -> Instant {
         self.clock.now()
     }
-    pub(crate) fn resumed(&self) {
-        self.resumes.inc();
-    }
-
 
     fn after(&self, plugin: &str, phase: Phase, started: Instant, outcome: Outcome<'_>) {
         let took = (self.clock.now() - started).as_secs_f64();

@@ -1,5 +1,6 @@
 //! The page in a real browser: a picture that went the whole way, and plain words when something is wrong.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use streamgate::clock::Clock;
@@ -7,7 +8,8 @@ use streamgate::config::{Env, Role, Sources};
 
 use crate::support::chromium::{Chromium, Page};
 use crate::support::process::Process;
-use crate::support::{Folder, Gateway, gateway};
+use crate::support::proxy::Network;
+use crate::support::{Client, Folder, Gateway, gateway};
 
 const FRAMES: &str = "Number(document.querySelector('#video').dataset.framesDecoded ?? 0)";
 
@@ -73,10 +75,17 @@ async fn whole_way(args: &[&str], scheme: &str) {
     browser.value(&other, "document.querySelector('#end').click()").await;
     browser.until(&other, &reads("state", "Ended")).await;
 
+    // A connection that is left as if it were lost: the page comes back into its session, and the picture goes on.
     browser.value(&page, "document.querySelector('#cut').click()").await;
-    browser.until(&page, &reads("cover-title", "The connection was lost")).await;
-    browser.value(&page, "document.querySelector('#again').click()").await;
+    browser.until(&page, &reads("log", "The connection was cut by hand.")).await;
+    browser.until(&page, &reads("log", "Back after")).await;
     browser.until(&page, &reads("state", "Streaming")).await;
+    let so_far = browser.value(&page, FRAMES).await;
+    browser.until(&page, &format!("{FRAMES} > {so_far} + 20")).await;
+    browser.press(&page, "j").await;
+    browser.until(&page, &reads("echo-last", "key-up j came back")).await;
+    let n_hellos = "document.querySelector('#log').textContent.split('has a session for you').length - 1";
+    assert_eq!(browser.value(&page, n_hellos).await, 1, "the function has noticed nothing");
     browser.value(&page, "document.querySelector('#end').click()").await;
     browser.until(&page, &reads("cover-title", "The session has ended")).await;
     process.signal("INT").await;
@@ -92,6 +101,42 @@ async fn a_picture_goes_the_whole_way_and_input_comes_back() {
 #[tokio::test]
 async fn the_same_with_tls() {
     whole_way(&["--tls"], "https://127.0.0.1:").await;
+}
+
+#[tokio::test]
+async fn a_network_that_is_cut_and_restored_costs_no_picture_and_no_session() {
+    let (process, url) = demo(&[]).await;
+    let told = process.stdout.line_with("control http://").await;
+    let control = told.split("http://").nth(1).and_then(|it| it.split(',').next()).expect("an address");
+    let control: SocketAddr = control.parse().expect("an address");
+    let gateway = url.trim_start_matches("http://").split('/').next().expect("an address").parse();
+    let network = Network::to(gateway.expect("an address")).await;
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&format!("http://{}/#token=hello", network.address)).await;
+    streams(&mut browser, &page).await;
+    for _ in 0..3 {
+        network.cut();
+        browser.until(&page, &reads("state", "Coming back")).await;
+        let so_far = browser.value(&page, FRAMES).await;
+        browser.until(&page, &format!("{FRAMES} > {so_far} + 10")).await; // media has a way of its own
+        network.restore();
+        browser.until(&page, &reads("state", "Streaming")).await;
+        browser.until(&page, "document.querySelector('#cover').hidden").await;
+    }
+    let mut client = Client::connect(control).await;
+    client.request("GET", "/metrics", &[], b"").await;
+    let metrics = client.answer().await.text();
+    for line in [
+        "streamgate_streaming_sessions{state=\"active\"} 1\n",
+        "streamgate_streaming_session_setup_seconds_count{phase=\"connected\"} 1\n",
+        "streamgate_streaming_resumes_total 0\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
+    }
+    // A page that is loaded again is another one: it reaches the same session by a new handshake.
+    browser.value(&page, "location.reload()").await;
+    browser.until(&page, "document.querySelector('#log')?.textContent.includes('The picture is here')").await;
+    streams(&mut browser, &page).await;
 }
 
 #[tokio::test]
@@ -111,7 +156,7 @@ async fn a_wrong_token_is_told_and_the_right_one_lets_in() {
     browser.value(&bare, "document.querySelector('#access').requestSubmit()").await;
     streams(&mut browser, &bare).await;
     process.signal("TERM").await;
-    browser.until(&bare, &reads("cover-title", "The gateway is restarting")).await;
+    browser.until(&bare, &reads("state", "Coming back")).await;
     assert!(process.ended().await.success());
 }
 

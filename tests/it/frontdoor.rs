@@ -554,6 +554,7 @@ async fn gateway_and_front_door_agree_about_sessions() {
     let address = door.running.addresses.frontdoor.expect("it is one");
     let gateway = Gateway::before(format!("http://{address}"))
         .upstream(&format!("functions = [{function:?}]"))
+        .with("[sessions.resume]\nmode = \"reconnect\"")
         .start()
         .await;
     let open = async |cookie: &str| {

@@ -88,7 +88,7 @@ async fn the_log_phase_sees_what_the_browser_was_told() {
          end }";
     let gateway = Gateway::in_front_of(&upstream)
         .plugin("witness", &schema("log"), plugin)
-        .with("[plugins]\npaths = [\"plugins\"]")
+        .with("[plugins]\npaths = [\"plugins\"]\n[sessions.resume]\nmode = \"off\"")
         .chain("\"cors\", \"witness\"")
         .start()
         .await;

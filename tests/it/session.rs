@@ -6,7 +6,13 @@ use streamgate::clock::Clock;
 
 use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::upstream::Act;
-use crate::support::{Client, Gateway, Leg, TOKEN, Upstream, soon};
+use crate::support::{Client, Gateway, Leg, TOKEN, Upstream, cookie, soon};
+
+/// A session ends with either connection.
+const NO_RESUME: &str = "[sessions.resume]\nmode = \"off\"";
+
+/// Nothing is held for a browser; it comes back by a new connection.
+const RECONNECT: &str = "[sessions.resume]\nmode = \"reconnect\"";
 
 /// A session through a gateway: the browser's side and the upstream's.
 async fn session(gateway: &Gateway, upstream: &mut Upstream) -> (Client, Leg) {
@@ -109,7 +115,7 @@ async fn an_empty_close_stays_empty() {
 #[tokio::test]
 async fn an_abrupt_end_is_carried_over_as_what_it_was() {
     let mut upstream = Upstream::start().await;
-    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let gateway = Gateway::in_front_of(&upstream).with(NO_RESUME).start().await;
 
     let (mut client, mut leg) = session(&gateway, &mut upstream).await;
     client.shutdown().await;
@@ -134,7 +140,7 @@ async fn an_abrupt_end_is_carried_over_as_what_it_was() {
 async fn an_idle_session_is_kept_alive_and_a_dead_one_is_found() {
     let clock = Clock::paused();
     let mut upstream = Upstream::start().await;
-    let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+    let gateway = Gateway::in_front_of(&upstream).with(NO_RESUME).on(&clock).start().await;
     let (mut client, mut leg) = session(&gateway, &mut upstream).await;
     gateway.until_metric("streamgate_sessions", &[("state", "attached")], 1.0);
     for round in 1..=30 {
@@ -227,16 +233,11 @@ async fn whoever_breaks_the_protocol_is_closed_with_the_right_code() {
     gateway.until_metric("streamgate_session_ends_total", &[("reason", "upstream_violation")], 1.0);
 }
 
-/// The value of `name=…` in a `Set-Cookie`.
-fn cookie(set: &str) -> String {
-    set.split(';').next().expect("a cookie").to_owned()
-}
-
 #[tokio::test]
 async fn a_browser_that_comes_back_reaches_the_same_session() {
     let lines = "nvcf-reqid: 5e2b1c7d-0000-0000-0000-000000000001\r\nSet-Cookie: app=1; Path=/\r\nSet-Cookie: nvcf-request-id=5e2b1c7d-0000-0000-0000-000000000001\r\n";
     let mut upstream = Upstream::that(Act::Accept(lines.into())).await;
-    let key = "[sessions.cookie]\nkey = \"env:COOKIE_KEY\"";
+    let key = "[sessions]\nresume = { mode = \"reconnect\" }\n[sessions.cookie]\nkey = \"env:COOKIE_KEY\"";
     let make = || {
         Gateway::in_front_of(&upstream)
             .authenticated()
@@ -293,7 +294,7 @@ async fn a_browser_that_comes_back_reaches_the_same_session() {
 async fn a_cookie_ends_with_its_time() {
     let clock = Clock::paused();
     let mut upstream = Upstream::that(Act::Accept("nvcf-reqid: r-1\r\n".into())).await;
-    let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+    let gateway = Gateway::in_front_of(&upstream).with(RECONNECT).on(&clock).start().await;
     let (client, _) = {
         let mut client = gateway.connect().await;
         client.upgrade("/sign_in", &[]).await;
@@ -319,8 +320,10 @@ async fn a_session_that_is_gone_is_replaced_by_a_new_one_once() {
         let accept = |id: &str| Act::Accept(format!("nvcf-reqid: {id}\r\n"));
         let acts = vec![accept("old"), Act::Answer(stale.into()), accept("new"), Act::Answer(stale.into())];
         let mut upstream = Upstream::that(Act::InTurn(acts)).await;
-        let gateway = Gateway::in_front_of(&upstream).start().await;
+        let clock = Clock::paused();
+        let gateway = Gateway::in_front_of(&upstream).with(RECONNECT).on(&clock).start().await;
         let open = async |cookie: &str| {
+            clock.advance(Duration::from_secs(10)); // a young session would be asked for again
             let mut client = gateway.connect().await;
             client.upgrade("/sign_in", &[("Cookie", cookie)]).await;
             client.answer().await
@@ -344,7 +347,7 @@ async fn a_function_that_is_gone_is_not_asked_for_twice() {
     let gone = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
     let acts = vec![Act::Accept("nvcf-reqid: r-1\r\n".into()), Act::Answer(gone.into())];
     let mut upstream = Upstream::that(Act::InTurn(acts)).await;
-    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let gateway = Gateway::in_front_of(&upstream).with(RECONNECT).start().await;
     let open = async |cookie: &str| {
         let mut client = gateway.connect().await;
         client.upgrade("/sign_in", &[("Cookie", cookie)]).await;
@@ -388,7 +391,10 @@ async fn two_legs_that_take_nothing_are_given_up() {
 #[tokio::test]
 async fn a_full_gateway_says_so_and_has_room_again_after_an_end() {
     let mut upstream = Upstream::start().await;
-    let gateway = Gateway::in_front_of(&upstream).with("[sessions]\nmax = 2").start().await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .with("[sessions]\nmax = 2\nresume = { mode = \"off\" }")
+        .start()
+        .await;
     let (first, _leg) = session(&gateway, &mut upstream).await;
     let _second = session(&gateway, &mut upstream).await;
     let mut third = gateway.connect().await;

@@ -4,6 +4,7 @@ pub mod chromium;
 pub mod gateway;
 pub mod log;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod upstream;
 
@@ -33,6 +34,11 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("{what} did not come"),
     }
+}
+
+/// The part `name=value` of a `Set-Cookie`.
+pub fn cookie(set: &str) -> String {
+    set.split(';').next().expect("a cookie").to_owned()
 }
 
 /// A folder of one test, gone with it.

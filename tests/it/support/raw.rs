@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use base64::Engine;
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -237,6 +237,28 @@ impl Client {
     /// Sends FIN.
     pub async fn shutdown(&mut self) {
         drop(self.stream.as_dyn().shutdown().await);
+    }
+
+    /// From now on nothing that is sent to this connection arrives, as in a network that is gone.
+    pub fn lose_network(&self) {
+        let Either::Plain(tcp) = &self.stream else { panic!("only a plain connection can be filtered") };
+        // A program that keeps 0 bytes of each packet: `BPF_RET | BPF_K, 0`.
+        SockRef::from(tcp).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).expect("a socket option");
+    }
+
+    /// The frames that have arrived so far.
+    pub fn frames_so_far(&mut self) -> Vec<Frame> {
+        let Either::Plain(tcp) = &self.stream else { panic!("only a plain connection tells") };
+        let mut chunk = [0; 16 << 10];
+        while let Ok(n @ 1..) = tcp.try_read(&mut chunk) {
+            self.buf.extend_from_slice(&chunk[..n]);
+        }
+        let mut frames = Vec::new();
+        while let Some((frame, len)) = parse_frame(&self.buf) {
+            self.buf.drain(..len);
+            frames.push(frame);
+        }
+        frames
     }
 
     /// Ends the connection with RST.

@@ -194,6 +194,11 @@ impl Leg {
         client.frame().await
     }
 
+    /// Reads some bytes, and tells how many.
+    pub async fn some(&mut self) -> usize {
+        soon("some bytes", self.stream.read_buf(&mut self.buf)).await.unwrap_or(0)
+    }
+
     /// Sends a frame as a server.
     pub async fn send(&mut self, opcode: u8, payload: &[u8]) {
         self.send_raw(&frame(opcode, payload, None)).await;

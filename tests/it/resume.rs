@@ -1,0 +1,497 @@
+//! A browser is lost and comes back: the function notices nothing, and no message is lost, doubled or out of order.
+
+use std::time::Duration;
+
+use streamgate::clock::Clock;
+
+use crate::support::gateway::Builder;
+use crate::support::raw::{Frame, close_payload, frame, from_browser};
+use crate::support::upstream::Act;
+use crate::support::{Answer, Client, Gateway, Leg, TOKEN, Upstream, cookie};
+
+const ID: &str = "nvcf-reqid: 5e2b1c7d-0000-0000-0000-000000000001\r\n";
+
+/// A browser's connection to a session, and the cookie that brings it back.
+struct Browser {
+    client: Client,
+    cookie: String,
+}
+
+/// Opens a session or comes back into one.
+async fn ask(gateway: &Gateway, path: &str, headers: &[(&str, &str)]) -> (Client, Answer) {
+    let mut client = gateway.connect().await;
+    client.upgrade(path, headers).await;
+    let answer = client.answer().await;
+    (client, answer)
+}
+
+async fn open(gateway: &Gateway, cookie_before: &str) -> Browser {
+    let (client, answer) = ask(gateway, "/sign_in?x=1", &[("Cookie", cookie_before)]).await;
+    assert_eq!(answer.status, 101, "{}", answer.text());
+    Browser { client, cookie: cookie(&answer.header("set-cookie").expect("a cookie")) }
+}
+
+async fn session(gateway: &Gateway, upstream: &mut Upstream) -> (Browser, Leg) {
+    let browser = open(gateway, "").await;
+    (browser, upstream.leg().await)
+}
+
+fn parked(gateway: &Gateway, n: f64) {
+    gateway.until_metric("streamgate_sessions", &[("state", "parked")], n);
+}
+
+/// Messages that say which they are, of different lengths.
+fn message(n: usize) -> Vec<u8> {
+    format!("{n}:{}", "x".repeat(n * 37 % 300)).into_bytes()
+}
+
+fn payloads(frames: Vec<Frame>) -> Vec<Vec<u8>> {
+    frames.into_iter().filter(|it| it.opcode < 8).map(|it| it.payload).collect()
+}
+
+async fn next(client: &mut Client, n: usize) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    while all.len() < n {
+        let frame = client.frame().await.expect("a message");
+        all.extend(payloads(vec![frame]));
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_browser_that_comes_back_goes_on_where_it_was() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).env("STREAMGATE_WORKERS", "3").start().await;
+    let (mut browser, mut leg) = session(&gateway, &mut upstream).await;
+    let mut n_up = 0;
+    for round in 0..12 {
+        // Something passes both ways, then the connection breaks in one of the ways that there are.
+        leg.send(2, &message(round)).await;
+        assert_eq!(browser.client.frame().await.expect("a message").payload, message(round));
+        browser.client.send(&from_browser(1, &message(n_up))).await;
+        assert_eq!(leg.frame().await.expect("a message").payload, message(n_up));
+        n_up += 1;
+        let Browser { mut client, cookie } = browser;
+        if round % 2 == 0 {
+            client.shutdown().await;
+        } else {
+            client.reset();
+        }
+        parked(&gateway, 1.0);
+        for n in 0..round {
+            leg.send(2, &message(1000 + n)).await;
+        }
+        browser = open(&gateway, &cookie).await;
+        let expected: Vec<Vec<u8>> = (0..round).map(|n| message(1000 + n)).collect();
+        assert_eq!(next(&mut browser.client, round).await, expected, "round {round}");
+    }
+    assert_eq!(upstream.n_connections(), 1, "the function has noticed nothing");
+    assert!(leg.is_silent().await);
+    parked(&gateway, 0.0);
+    gateway.until_metric("streamgate_session_parks_total", &[("cause", "closed")], 6.0);
+    gateway.until_metric("streamgate_session_parks_total", &[("cause", "reset")], 6.0);
+    let resumed = [("kind", "reattach"), ("outcome", "resumed")];
+    gateway.until_metric("streamgate_session_resumes_total", &resumed, 12.0);
+    assert_eq!(gateway.metric("streamgate_session_resume_seconds_count", &[("kind", "reattach")]), 12.0);
+    assert_eq!(gateway.metric("streamgate_session_parked_seconds_count", &[]), 12.0);
+    assert_eq!(gateway.metric("streamgate_session_resume_buffered_bytes", &[]), 0.0);
+    assert_eq!(gateway.metric("streamgate_session_starts_total", &[("result", "resumed")]), 12.0);
+    // The end is one as ever.
+    browser.client.send(&from_browser(8, &close_payload(1000, "bye"))).await;
+    assert_eq!(leg.frame().await.expect("a Close frame").payload, close_payload(1000, "bye"));
+}
+
+/// What a network loses: everything that was sent after it was gone, before anybody knew.
+async fn what_a_dead_network_swallowed(builder: impl Fn(&Upstream) -> Builder) {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = builder(&upstream).on(&clock).start().await;
+    let (Browser { mut client, cookie }, mut leg) = session(&gateway, &mut upstream).await;
+    for n in 0..20 {
+        leg.send(2, &message(n)).await;
+    }
+    let mut seen = next(&mut client, 20).await;
+    client.lose_network();
+    for n in 20..60 {
+        leg.send(2, &message(n)).await;
+    }
+    gateway.until_metric(
+        "streamgate_relay_frames_total",
+        &[("direction", "to_browser"), ("kind", "data")],
+        60.0,
+    );
+    // Nobody tells the gateway; it finds out by what does not come.
+    for _ in 0..4 {
+        clock.advance(Duration::from_secs(10));
+        let pings = gateway.metric("streamgate_keepalive_pongs_total", &[("leg", "upstream")]);
+        if gateway.metric("streamgate_sessions", &[("state", "parked")]) == 1.0 {
+            break;
+        }
+        // The upstream answers its pings, or it would be lost as well.
+        let ping = leg.frame().await.expect("a ping");
+        leg.send(10, &ping.payload).await;
+        gateway.until_metric("streamgate_keepalive_pongs_total", &[("leg", "upstream")], pings + 1.0);
+    }
+    parked(&gateway, 1.0);
+    assert_eq!(gateway.metric("streamgate_session_parks_total", &[("cause", "silent")]), 1.0);
+    assert_eq!(gateway.metric("streamgate_keepalive_lost_total", &[("leg", "browser")]), 1.0);
+    seen.extend(payloads(client.frames_so_far()));
+    for n in 60..80 {
+        leg.send(2, &message(n)).await;
+    }
+    let mut browser = open(&gateway, &cookie).await;
+    seen.extend(next(&mut browser.client, 80 - seen.len()).await);
+    assert_eq!(seen, (0..80).map(message).collect::<Vec<_>>(), "nothing lost, doubled or out of order");
+}
+
+#[tokio::test]
+async fn what_a_dead_network_swallowed_is_sent_again() {
+    what_a_dead_network_swallowed(Gateway::in_front_of).await;
+}
+
+#[tokio::test]
+async fn a_connection_may_break_at_every_byte_of_a_message() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (mut browser, mut leg) = session(&gateway, &mut upstream).await;
+    // One message in three frames, with a ping between them.
+    let pieces = |mask: Option<[u8; 4]>| {
+        let mut first = frame(1, b"begin ", mask);
+        first[0] &= 0x7f;
+        let mut middle = frame(0, &[b'm'; 130], mask);
+        middle[0] &= 0x7f;
+        [first, frame(9, b"ping", mask), middle, frame(0, b" end", mask)].concat()
+    };
+    let (from_there, from_here) = (pieces(None), pieces(Some([1, 2, 3, 4])));
+    let whole = [b"begin ".as_slice(), &[b'm'; 130], b" end"].concat();
+    let read = async |client: &mut Client| {
+        let mut payload = Vec::new();
+        loop {
+            let frame = client.frame().await.expect("a frame");
+            if frame.opcode < 8 {
+                payload.extend(frame.payload);
+                if payload.ends_with(b" end") {
+                    return payload;
+                }
+            }
+        }
+    };
+    for cut in (0..from_there.len()).step_by(3).chain([1, 2, 8, 9, from_there.len()]) {
+        // Towards the browser: it has seen the beginning, and sees all of it again.
+        leg.send_raw(&from_there[..cut]).await;
+        browser.client.exactly(cut.saturating_sub(14).min(8)).await; // what surely comes, headers and pings apart
+        browser.client.reset();
+        parked(&gateway, 1.0);
+        leg.send_raw(&from_there[cut..]).await;
+        browser = open(&gateway, &browser.cookie).await;
+        if cut < from_there.len() {
+            assert_eq!(read(&mut browser.client).await, whole, "towards the browser, cut at {cut}");
+        }
+        // Towards the upstream: it sees nothing of a message that is not whole.
+        if cut < from_here.len() {
+            browser.client.send(&from_here[..cut]).await;
+            browser.client.shutdown().await;
+            parked(&gateway, 1.0);
+            browser = open(&gateway, &browser.cookie).await;
+            browser.client.send(&from_browser(1, b"whole")).await;
+            loop {
+                let seen = leg.frame().await.expect("a frame");
+                if seen.opcode < 8 {
+                    assert_eq!(seen.payload, b"whole", "towards the upstream, cut at {cut}");
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn a_cookie_of_somebody_else_brings_nobody_in() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).authenticated().start().await;
+    let enter = async |token: &str, cookie: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [
+            ("Authorization", bearer.as_str()),
+            ("Cookie", cookie),
+            ("Sec-WebSocket-Protocol", if token == TOKEN { "chat" } else { "chat, function-id.only-of-bob" }),
+        ];
+        ask(&gateway, "/sign_in", &headers).await
+    };
+    let (client, answer) = enter(TOKEN, "").await;
+    let mine = cookie(&answer.header("set-cookie").expect("a cookie"));
+    let _leg = upstream.leg().await;
+    client.reset();
+    parked(&gateway, 1.0);
+    let forged = mine.replace(|it: char| it == 'A', "B") + "AA";
+    for (token, cookie) in
+        [("token-of-bob", mine.as_str()), (TOKEN, &forged), (TOKEN, "streamgate-session=x")]
+    {
+        let (_client, answer) = enter(token, cookie).await;
+        assert_eq!(answer.status, 101);
+        assert_eq!(upstream.leg().await.header("nvcf-reqid"), None, "a new session: {token} {cookie}");
+    }
+    let invalid = [("kind", "unknown"), ("outcome", "invalid")];
+    assert_eq!(gateway.metric("streamgate_session_resumes_total", &invalid), 3.0);
+    // The owner has it still; and an old cookie of its own is worth nothing once it has come back twice.
+    let mut cookies = vec![mine];
+    for _ in 0..3 {
+        let (client, answer) = enter(TOKEN, cookies.last().expect("one")).await;
+        assert_eq!(answer.status, 101);
+        cookies.push(cookie(&answer.header("set-cookie").expect("a cookie")));
+        client.reset();
+        parked(&gateway, 1.0);
+    }
+    assert_eq!(upstream.n_connections(), 4, "all three came back");
+    let (_client, answer) = enter(TOKEN, &cookies[0]).await;
+    assert_eq!(answer.status, 101);
+    assert_eq!(upstream.leg().await.header("nvcf-reqid"), None, "a replayed cookie is none");
+    let replayed = [("kind", "reattach"), ("outcome", "replayed")];
+    assert_eq!(gateway.metric("streamgate_session_resumes_total", &replayed), 1.0);
+}
+
+#[tokio::test]
+async fn a_token_of_its_own_brings_a_browser_without_cookies_back() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let named = "chat, streamgate-resume.3f9a1c55aa0e4d7b";
+    let enter = async |entry: &str| ask(&gateway, "/sign_in", &[("Sec-WebSocket-Protocol", entry)]).await;
+    let (client, answer) = enter(named).await;
+    assert_eq!(
+        answer.header("sec-websocket-protocol").as_deref(),
+        Some("chat"),
+        "the token is not told again"
+    );
+    let mut leg = upstream.leg().await;
+    assert_eq!(leg.header("sec-websocket-protocol").as_deref(), Some("chat"), "nor does it go upstream");
+    client.reset();
+    parked(&gateway, 1.0);
+    leg.send(1, b"while you were away").await;
+    let (_other, _) = enter("chat, streamgate-resume.another-token-of-somebody").await;
+    let _their_leg = upstream.leg().await;
+    let (_short, _) = enter("chat, streamgate-resume.short").await;
+    let _their_leg = upstream.leg().await;
+    let (mut client, answer) = enter(named).await;
+    assert_eq!(answer.status, 101);
+    assert_eq!(client.frame().await.expect("a message").payload, b"while you were away");
+    assert_eq!(upstream.n_connections(), 3);
+}
+
+#[tokio::test]
+async fn there_is_one_viewer() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (mut first, mut leg) = session(&gateway, &mut upstream).await;
+    let mut second = open(&gateway, &first.cookie).await;
+    let close = first.client.frame().await.expect("a Close frame");
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &3005u16.to_be_bytes()[..]));
+    leg.send(1, b"for the second").await;
+    assert_eq!(second.client.frame().await.expect("a message").payload, b"for the second");
+    second.client.send(&from_browser(1, b"from the second")).await;
+    assert_eq!(leg.frame().await.expect("a message").payload, b"from the second");
+    // Two at once: one of them is attached in the end, and the other one was told.
+    let (one, other) = tokio::join!(open(&gateway, &second.cookie), open(&gateway, &second.cookie));
+    let mut all = [one, other];
+    leg.send(1, b"for the last").await;
+    let mut n_reached = 0;
+    for browser in &mut all {
+        while let Some(frame) = browser.client.frame().await {
+            if frame.opcode == 8 {
+                assert_eq!(frame.payload[..2], 3005u16.to_be_bytes());
+                break;
+            }
+            assert_eq!(frame.payload, b"for the last");
+            n_reached += 1;
+            break;
+        }
+    }
+    assert_eq!(n_reached, 1);
+    assert_eq!(upstream.n_connections(), 1);
+
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let refusing = Gateway::in_front_of(&upstream).with("[sessions]\nviewer = \"refuse\"").start().await;
+    let (first, mut leg) = session(&refusing, &mut upstream).await;
+    for path in ["/sign_in?x=1", "/sign_in?x=2"] {
+        let (_client, answer) = ask(&refusing, path, &[("Cookie", &first.cookie)]).await;
+        assert_eq!((answer.status, answer.code().as_str()), (409, "session.taken"), "{path}");
+    }
+    leg.send(1, b"still here").await;
+    let Browser { mut client, cookie } = first;
+    assert_eq!(client.frame().await.expect("a message").payload, b"still here");
+    client.reset();
+    parked(&refusing, 1.0);
+    open(&refusing, &cookie).await;
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn another_request_is_another_handshake() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (browser, mut leg) = session(&gateway, &mut upstream).await;
+    let Browser { client, cookie: mine } = browser;
+    client.reset();
+    parked(&gateway, 1.0);
+    // NVIDIA's client says that it comes back; its server wants to see that.
+    let (_client, answer) = ask(&gateway, "/sign_in?x=1&reconnect=1", &[("Cookie", &mine)]).await;
+    assert_eq!(answer.status, 101);
+    assert!(leg.frame().await.is_none(), "the old connection made way, without a Close frame");
+    let leg = upstream.leg().await;
+    assert!(leg.head.starts_with("GET /sign_in?x=1&reconnect=1 "), "{}", leg.head);
+    assert_eq!(leg.header("nvcf-reqid").as_deref(), Some("5e2b1c7d-0000-0000-0000-000000000001"));
+    assert_eq!(leg.header("x-nvcf-reconnect-window-secs").as_deref(), Some("60"));
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "replaced")], 1.0);
+    let resumed = [("kind", "reconnect"), ("outcome", "resumed")];
+    gateway.until_metric("streamgate_session_resumes_total", &resumed, 1.0);
+}
+
+#[tokio::test]
+async fn how_browsers_come_back_is_a_setting_also_of_a_route() {
+    for mode in ["reconnect", "off"] {
+        let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+        let route = format!(
+            "[[route]]\npath = \"/sign_in\"\nchain = []\nresume = {{ mode = {mode:?}, window = \"90s\" }}"
+        );
+        let gateway = Gateway::in_front_of(&upstream).with(&route).start().await;
+        let (client, answer) = ask(&gateway, "/sign_in", &[]).await;
+        assert_eq!(answer.status, 101);
+        let mut leg = upstream.leg().await;
+        let window = leg.header("x-nvcf-reconnect-window-secs");
+        assert_eq!(window.as_deref(), (mode == "reconnect").then_some("90"));
+        client.reset();
+        assert!(leg.ends_with_reset().await, "nothing is held");
+        match answer.header("set-cookie") {
+            Some(set) => {
+                assert_eq!(mode, "reconnect");
+                ask(&gateway, "/sign_in", &[("Cookie", &cookie(&set))]).await;
+                assert!(upstream.leg().await.header("nvcf-reqid").is_some());
+            }
+            None => assert_eq!(mode, "off"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_stays_away_too_long_finds_a_new_session() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway =
+        Gateway::in_front_of(&upstream).on(&clock).with("[sessions.resume]\nwindow = \"20s\"").start().await;
+    let (Browser { client, cookie }, mut leg) = session(&gateway, &mut upstream).await;
+    client.reset();
+    parked(&gateway, 1.0);
+    clock.advance(Duration::from_secs(10));
+    let ping = leg.frame().await.expect("the upstream is kept alive meanwhile");
+    assert_eq!(ping.opcode, 9);
+    leg.send(9, b"and is answered").await;
+    let pong = leg.frame().await.expect("a pong");
+    assert_eq!((pong.opcode, pong.payload.as_slice()), (10, b"and is answered".as_slice()));
+    clock.advance(Duration::from_secs(10));
+    assert!(leg.ends_with_reset().await, "it ends as the browser's connection did");
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "expired")], 1.0);
+    parked(&gateway, 0.0);
+    open(&gateway, &cookie).await;
+    assert!(upstream.leg().await.header("nvcf-reqid").is_some(), "NVCF may have it still");
+}
+
+#[tokio::test]
+async fn more_than_is_kept_ends_the_session_or_drops_the_oldest() {
+    let big = vec![b'y'; 10_000];
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).with("[sessions.resume]\nbuffer = \"64KiB\"").start().await;
+    let (browser, mut leg) = session(&gateway, &mut upstream).await;
+    browser.client.reset();
+    parked(&gateway, 1.0);
+    for _ in 0..5 {
+        leg.send(2, &big).await;
+    }
+    gateway.until_metric("streamgate_session_resume_buffered_bytes", &[], 5.0 * 10_004.0);
+    for _ in 0..3 {
+        leg.send(2, &big).await;
+    }
+    let close = leg.frame().await.expect("a Close frame");
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &1009u16.to_be_bytes()[..]));
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "overflowed")], 1.0);
+    gateway.until_metric("streamgate_session_resume_buffered_bytes", &[], 0.0);
+
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .with("[sessions.resume]\nbuffer = \"64KiB\"\noverflow = \"drop-oldest\"")
+        .start()
+        .await;
+    let (Browser { client, cookie }, mut leg) = session(&gateway, &mut upstream).await;
+    client.reset();
+    parked(&gateway, 1.0);
+    for n in 0..10u8 {
+        leg.send(2, &vec![n; 10_000]).await;
+    }
+    leg.send(2, &vec![b'z'; 100_000]).await; // more than fits by itself
+    leg.send(2, b"last").await;
+    gateway.until_metric("streamgate_session_resume_dropped_total", &[], 11.0);
+    let mut browser = open(&gateway, &cookie).await;
+    assert_eq!(next(&mut browser.client, 1).await, [b"last".to_vec()]);
+}
+
+#[tokio::test]
+async fn a_session_that_nvcf_does_not_know_yet_is_asked_for_again() {
+    let unknown =
+        "HTTP/1.1 404 Not Found\r\nSet-Cookie: nvcf-request-id=; Max-Age=0\r\nContent-Length: 0\r\n\r\n";
+    let accept = || Act::Accept(ID.into());
+    let acts = vec![accept(), Act::Answer(unknown.into()), Act::Answer(unknown.into()), accept()];
+    let mut upstream = Upstream::that(Act::InTurn(acts)).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (browser, leg) = session(&gateway, &mut upstream).await;
+    drop((browser.client, leg));
+    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 0.0);
+    open(&gateway, &browser.cookie).await;
+    let ids: Vec<bool> = upstream.heads().iter().map(|it| it.contains("nvcf-reqid: 5e2b1c7d")).collect();
+    assert_eq!(ids, [false, true, true, true], "the third time it is known");
+}
+
+#[tokio::test]
+async fn a_session_ends_when_it_is_too_old_or_idle_for_too_long() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let limits = "[sessions]\nmax_age = \"100s\"\nmax_idle = \"25s\"\nkeepalive = { interval = \"1h\", timeout = \"2h\" }";
+    let gateway = Gateway::in_front_of(&upstream).on(&clock).with(limits).start().await;
+    let (mut browser, mut leg) = session(&gateway, &mut upstream).await;
+    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 1.0);
+    for _ in 0..4 {
+        clock.advance(Duration::from_secs(24));
+        leg.send(1, b"not idle").await;
+        assert_eq!(browser.client.frame().await.expect("a message").payload, b"not idle");
+    }
+    clock.advance(Duration::from_secs(4));
+    let close = browser.client.frame().await.expect("a Close frame");
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &3010u16.to_be_bytes()[..]));
+    let close = leg.frame().await.expect("a Close frame");
+    assert_eq!(close.payload[..2], 1000u16.to_be_bytes(), "the function knows that it is over for good");
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "max_age")], 1.0);
+
+    let (mut browser, _leg) = session(&gateway, &mut upstream).await;
+    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 1.0);
+    clock.advance(Duration::from_secs(25));
+    assert_eq!(browser.client.frame().await.expect("a Close frame").payload[..2], 3010u16.to_be_bytes());
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "max_idle")], 1.0);
+}
+
+#[tokio::test]
+async fn what_a_browser_leaves_open_cannot_be_taken_up() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).with("[sessions.resume]\nbuffer = \"4KiB\"").start().await;
+    let (browser, mut leg) = session(&gateway, &mut upstream).await;
+    let Browser { mut client, cookie } = browser;
+    // A message of which the upstream has the beginning: it is too long to be held back.
+    let long = from_browser(2, &[7; 20_000]);
+    client.send(&long[..10_000]).await;
+    let mut begun = 0;
+    while begun < 4096 {
+        begun += leg.some().await;
+    }
+    client.reset();
+    assert!(leg.ends_with_reset().await, "nothing may follow half a message");
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "browser_lost")], 1.0);
+    open(&gateway, &cookie).await;
+    assert_eq!(upstream.n_connections(), 2);
+}
