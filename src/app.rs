@@ -119,7 +119,6 @@ impl App {
         };
         addresses.frontdoor = frontdoor.as_ref().map(frontdoor::Server::address);
 
-        let has_gateway = checked.is_some();
         let gateway = match checked {
             Some(checked) => {
                 for warning in &checked.loaded.warnings {
@@ -135,12 +134,15 @@ impl App {
         };
 
         // Streaming servers and front doors have their own health paths; the admin port is the gateway's.
-        let admin = match has_gateway {
-            true => Some(Admin::bind(&config.admin, &metrics, ready).await.map_err(|error| {
-                let subject = format!("admin.address = \"{}\"", config.admin.address);
-                Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
-            })?),
-            false => None,
+        let admin = match &gateway {
+            Some(gateway) => {
+                let bound = Admin::bind(&config.admin, gateway.sessions(), &metrics, ready).await;
+                Some(bound.map_err(|error| {
+                    let subject = format!("admin.address = \"{}\"", config.admin.address);
+                    Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
+                })?)
+            }
+            None => None,
         };
         addresses.admin = admin.as_ref().map(Admin::address);
         Ok(App { gateway, streaming, frontdoor, admin, metrics, addresses })

@@ -12,6 +12,7 @@ mod http;
 mod page;
 mod relay;
 mod respond;
+mod sign_in;
 mod tls;
 mod upstream;
 mod websocket;
@@ -30,7 +31,7 @@ use crate::config::{self, Place, Problem, Problems, Table};
 use crate::lua::Program;
 use crate::policy::{Functions, References, Setting};
 use crate::secret::Secret;
-use crate::telemetry::{AccessLog, Metrics};
+use crate::telemetry::{AccessLog, Metrics, Sessions};
 
 /// A gateway that is ready to serve: its policies are loaded, its certificates read, its port bound.
 pub(crate) struct Gateway {
@@ -169,6 +170,11 @@ impl Gateway {
     /// Where browsers connect.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its sessions, for the admin endpoints.
+    pub(crate) fn sessions(&self) -> Arc<dyn Sessions> {
+        Arc::clone(&self.shared.directory) as Arc<dyn Sessions>
     }
 
     /// Whether new sessions are taken.

@@ -118,6 +118,7 @@ codes! {
     FunctionUnknown "function.unknown" 404 Client "There is no such function.";
     RouteNone "route.none" 404 Client "Nothing is served at this path.";
 
+    SessionUnknown "session.unknown" 404 Client "You have no session here.";
     SessionTaken "session.taken" 409 Client "Another browser is attached to this session.";
     SessionsFull "sessions.full" 503 Gateway "The gateway is full. Try again in a moment.";
     Draining "gateway.draining" 503 Gateway "The gateway is restarting. Try again in a moment.";

@@ -6,6 +6,6 @@ mod log;
 mod metrics;
 
 pub(crate) use access_log::{AccessLog, Line};
-pub(crate) use admin::Admin;
+pub(crate) use admin::{Admin, Sessions};
 pub(crate) use log::install as install_log;
 pub(crate) use metrics::{Metrics, Plugins, reference};

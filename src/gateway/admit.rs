@@ -25,10 +25,10 @@ const RECONNECT_WINDOW: HeaderName = HeaderName::from_static("x-nvcf-reconnect-w
 const LONGEST_WINDOW: u64 = 1800;
 
 /// NVCF's cookie with the id of the session. It stays inside.
-const NVCF_COOKIE: &str = "nvcf-request-id=";
+pub(crate) const NVCF_COOKIE: &str = "nvcf-request-id=";
 
 /// The end of a signalling path. Whatever stands before it is the gateway's side of the path.
-const SIGN_IN: &str = "/sign_in";
+pub(crate) const SIGN_IN: &str = "/sign_in";
 
 /// A request whose head was read, as plugins see it.
 pub(crate) fn exchange(

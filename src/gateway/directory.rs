@@ -1,6 +1,7 @@
 //! The sessions of this process, by id, so that a browser that comes back on any worker finds the one that it left.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -9,11 +10,13 @@ use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::config::Viewer;
 use crate::gateway::conn::Conn;
 use crate::session::Stop;
+use crate::telemetry::Sessions;
 
 /// Names a session; 16 bytes that nobody can guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +102,14 @@ impl SessionId {
     }
 }
 
+impl SessionId {
+    /// Reads what `Display` writes.
+    fn parse(text: &str) -> Option<Self> {
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32)?;
+        Some(SessionId(number.to_be_bytes()))
+    }
+}
+
 impl Directory {
     /// The session with this id.
     pub(crate) fn find(&self, id: SessionId) -> Option<Arc<Entry>> {
@@ -123,6 +134,35 @@ impl Directory {
 
     fn entries(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Entry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sessions for Directory {
+    fn list(&self) -> Vec<serde_json::Value> {
+        let describe = |(id, entry): (&SessionId, &Arc<Entry>)| {
+            json!({
+                "id": id.to_string(),
+                "principal": entry.identity.principal,
+                "function": entry.identity.function,
+                "state": if entry.is_attached() { "attached" } else { "parked" },
+                "began": entry.began,
+            })
+        };
+        self.entries().iter().map(describe).collect()
+    }
+
+    fn end(&self, id: &str) -> bool {
+        let entry = SessionId::parse(id).and_then(|it| self.find(it));
+        entry.is_some_and(|it| {
+            drop(it.stop(Stop::Asked));
+            true
+        })
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|it| write!(f, "{it:02x}"))
     }
 }
 

@@ -46,6 +46,15 @@ pub(crate) struct Upgraded {
     pub(crate) subprotocol: Option<String>,
 }
 
+/// An answer whose head was read.
+pub(crate) struct Answered {
+    conn: Conn,
+    pub(crate) status: StatusCode,
+    headers: HeaderMap,
+    /// What came after the head.
+    rest: BytesMut,
+}
+
 /// Why there is no upstream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
@@ -158,6 +167,28 @@ impl Dialer {
         Err(DialError::Connect(error.expect("there was at least one address")))
     }
 
+    /// Sends a request over a connection of its own and reads the answer's head.
+    pub(crate) async fn ask(
+        &self,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+    ) -> Result<Answered, DialError> {
+        let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
+        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
+        let started = self.clock.now();
+        let request = head::write_request(method, target, 1, headers);
+        let exchange = async {
+            conn.write_all(&request).await.map_err(DialError::Closed)?;
+            conn.flush().await.map_err(DialError::Closed)?;
+            read_answer(&mut conn).await
+        };
+        let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
+        let (head::ResponseHead { status, headers, .. }, rest) = answered.ok_or(DialError::Timeout)??;
+        self.metrics.upstream("answer", self.clock.now() - started);
+        Ok(Answered { conn, status, headers, rest })
+    }
+
     /// Opens a WebSocket. `headers` are all but those of the handshake itself, `offer` what is offered there.
     pub(crate) async fn upgrade(
         &self,
@@ -165,8 +196,6 @@ impl Dialer {
         mut headers: HeaderMap,
         offer: &str,
     ) -> Result<Upgraded, DialError> {
-        let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
-        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
         let key = STANDARD.encode(uuid::Uuid::new_v4().as_bytes());
         let insert = |headers: &mut HeaderMap, name: &'static str, value: &str| {
             headers.insert(name, value.parse().expect("the handshake's headers are plain ASCII"));
@@ -178,26 +207,9 @@ impl Dialer {
         if !offer.is_empty() {
             insert(&mut headers, "sec-websocket-protocol", offer);
         }
-        let started = self.clock.now();
-        let request = head::write_request(&Method::GET, target, 1, &headers);
-        let exchange = async {
-            conn.write_all(&request).await.map_err(DialError::Closed)?;
-            conn.flush().await.map_err(DialError::Closed)?;
-            read_answer(&mut conn).await
-        };
-        let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
-        let (answer, mut rest) = answered.ok_or(DialError::Timeout)??;
-        self.metrics.upstream("answer", self.clock.now() - started);
+        let answer = self.ask(&Method::GET, target, &headers).await?;
         if answer.status != StatusCode::SWITCHING_PROTOCOLS {
-            let read = self.clock.timeout(BODY_TIMEOUT, read_body(&mut conn, &mut rest)).await;
-            let body = String::from_utf8_lossy(&rest[..rest.len().min(BODY)]).into_owned();
-            drop(read); // late or broken, what has come is enough
-            let forgets_session = answer.headers.get_all(http::header::SET_COOKIE).iter().any(|it| {
-                it.to_str().is_ok_and(|it| {
-                    it.replace(' ', "").to_ascii_lowercase().starts_with("nvcf-request-id=;max-age=0")
-                })
-            });
-            return Err(DialError::Refused { status: answer.status, forgets_session, body });
+            return Err(answer.refused(&self.clock).await);
         }
         check_upgrade(&answer.headers, &key)?;
         let mut chosen = answer.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
@@ -206,7 +218,23 @@ impl Dialer {
             (Some(Ok(it)), None) => Some(it.trim().to_owned()),
             _ => return Err(DialError::Garbage("answered with more than one subprotocol".into())),
         };
-        Ok(Upgraded { conn, early: rest.freeze(), headers: answer.headers, subprotocol })
+        let Answered { conn, headers, rest, .. } = answer;
+        Ok(Upgraded { conn, early: rest.freeze(), headers, subprotocol })
+    }
+}
+
+impl Answered {
+    /// What an answer that is not wanted says.
+    pub(crate) async fn refused(mut self, clock: &Clock) -> DialError {
+        let read = clock.timeout(BODY_TIMEOUT, read_body(&mut self.conn, &mut self.rest)).await;
+        drop(read); // late or broken, what has come is enough
+        let body = String::from_utf8_lossy(&self.rest[..self.rest.len().min(BODY)]).into_owned();
+        let forgets_session = self.headers.get_all(http::header::SET_COOKIE).iter().any(|it| {
+            it.to_str().is_ok_and(|it| {
+                it.replace(' ', "").to_ascii_lowercase().starts_with("nvcf-request-id=;max-age=0")
+            })
+        });
+        DialError::Refused { status: self.status, forgets_session, body }
     }
 }
 

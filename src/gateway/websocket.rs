@@ -37,7 +37,7 @@ use crate::session::{self, Control};
 const EARLY: usize = 16 << 10;
 
 /// How long a browser that opens a new connection upstream waits for the end of its old one.
-const MAKE_WAY: Duration = Duration::from_secs(1);
+pub(crate) const MAKE_WAY: Duration = Duration::from_secs(1);
 
 /// A session of fewer seconds may not be known to all of NVCF yet.
 const YOUNG: u64 = 5;

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::http::Proxy;
-use crate::gateway::{Shared, admit, http as plain, page, respond, upstream, websocket};
+use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, upstream, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
@@ -223,6 +223,15 @@ impl Worker {
             if let Some(file) = page::find(shared, &head) {
                 let keep = head.keeps_alive() && !head.has_body();
                 match self.answer(conn, file, Some(&route), &mut exchange, keep, started).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                continue;
+            }
+            if sign_in::is_meant(&exchange, &route) && !head.has_body() {
+                let response = sign_in::answer(&self, &mut exchange, &route).await;
+                let keep = head.keeps_alive();
+                match self.answer(conn, response, Some(&route), &mut exchange, keep, started).await {
                     Some(again) => conn = again,
                     None => return,
                 }

@@ -1,14 +1,14 @@
-//! The admin endpoints: `/metrics`, `/healthz`, `/readyz`.
+//! The admin endpoints: `/metrics`, `/healthz`, `/readyz`, `/admin/sessions`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{delete, get};
+use axum::{Json, Router};
 use tokio::net::TcpListener;
 
 use crate::config;
@@ -22,7 +22,17 @@ pub(crate) struct Admin {
     state: Arc<AdminState>,
 }
 
+/// What the admin endpoints know of the gateway's sessions.
+pub(crate) trait Sessions: Send + Sync {
+    /// One object for each session.
+    fn list(&self) -> Vec<serde_json::Value>;
+
+    /// Asks the session with this id to end; false when there is none.
+    fn end(&self, id: &str) -> bool;
+}
+
 struct AdminState {
+    sessions: Arc<dyn Sessions>,
     metrics: Metrics,
     token: Option<Secret>,
     ready: Arc<AtomicBool>,
@@ -32,12 +42,13 @@ impl Admin {
     /// Binds the address. `ready` tells whether new sessions are taken.
     pub(crate) async fn bind(
         config: &config::Admin,
+        sessions: Arc<dyn Sessions>,
         metrics: &Metrics,
         ready: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(config.address).await?;
         let address = listener.local_addr()?;
-        let state = AdminState { metrics: metrics.clone(), token: config.token.clone(), ready };
+        let state = AdminState { sessions, metrics: metrics.clone(), token: config.token.clone(), ready };
         Ok(Admin { listener, address, state: Arc::new(state) })
     }
 
@@ -52,6 +63,8 @@ impl Admin {
             .route("/metrics", get(metrics))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
+            .route("/admin/sessions", get(list))
+            .route("/admin/sessions/{id}", delete(end))
             .with_state(self.state);
         if let Err(error) = axum::serve(self.listener, router).await {
             tracing::error!(%error, "The admin server stopped.");
@@ -59,16 +72,39 @@ impl Admin {
     }
 }
 
-async fn metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
-    if let Some(token) = &state.token {
+impl AdminState {
+    /// Refuses whoever does not show the token, where one is set.
+    fn check(&self, headers: &HeaderMap) -> Result<(), Response> {
+        let Some(token) = &self.token else { return Ok(()) };
         let presented = headers
             .get(header::AUTHORIZATION)
             .and_then(|it| it.to_str().ok())
             .and_then(|it| it.strip_prefix("Bearer "));
-        if !presented.is_some_and(|it| token.matches(it)) {
-            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a token is needed\n")
-                .into_response();
+        if presented.is_some_and(|it| token.matches(it)) {
+            return Ok(());
         }
+        Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a token is needed\n")
+            .into_response())
+    }
+}
+
+async fn list(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Result<Response, Response> {
+    state.check(&headers)?;
+    Ok(Json(serde_json::json!({ "sessions": state.sessions.list() })).into_response())
+}
+
+async fn end(
+    State(state): State<Arc<AdminState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Response> {
+    state.check(&headers)?;
+    Ok(if state.sessions.end(&id) { StatusCode::ACCEPTED } else { StatusCode::NOT_FOUND })
+}
+
+async fn metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
+    if let Err(refused) = state.check(&headers) {
+        return refused;
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }

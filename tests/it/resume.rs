@@ -495,3 +495,93 @@ async fn what_a_browser_leaves_open_cannot_be_taken_up() {
     open(&gateway, &cookie).await;
     assert_eq!(upstream.n_connections(), 2);
 }
+
+#[tokio::test]
+async fn a_browser_asks_about_its_session_and_ends_it() {
+    let deleted = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let gone =
+        "HTTP/1.1 404 Not Found\r\nSet-Cookie: nvcf-request-id=; Max-Age=0\r\nContent-Length: 0\r\n\r\n";
+    let acts = vec![Act::Accept(ID.into()), Act::Answer(deleted.into()), Act::Answer(gone.into())];
+    let mut upstream = Upstream::that(Act::InTurn(acts)).await;
+    let gateway = Gateway::in_front_of(&upstream).authenticated().start().await;
+    let bearer = format!("Bearer {TOKEN}");
+    let ask_about = async |method: &str, path: &str, cookie: &str, token: &str| {
+        let mut client = gateway.connect().await;
+        client.request(method, path, &[("Authorization", token), ("Cookie", cookie)], b"").await;
+        client.answer_to(method).await
+    };
+    let headers = [("Authorization", bearer.as_str())];
+    let (mut client, answer) = ask(&gateway, "/tenant/sign_in", &headers).await;
+    let mine = cookie(&answer.header("set-cookie").expect("a cookie"));
+    let mut leg = upstream.leg().await;
+
+    let here = ask_about("HEAD", "/tenant/sign_in", &mine, &bearer).await;
+    assert_eq!(here.status, 200, "it can be resumed");
+    assert!(
+        here.header("set-cookie").is_some_and(|it| it.contains("Path=/tenant/sign_in")),
+        "and is good for longer"
+    );
+    for method in ["HEAD", "DELETE"] {
+        let bob = ask_about(method, "/tenant/sign_in", &mine, "Bearer token-of-bob").await;
+        assert_eq!(bob.status, 404, "{method}: somebody else's session is none");
+        assert_eq!(ask_about(method, "/tenant/sign_in", "", &bearer).await.status, 404, "{method}");
+        assert_eq!(ask_about(method, "/tenant/sign_in", &mine, "Bearer wrong").await.status, 401, "{method}");
+    }
+    assert_eq!(upstream.n_connections(), 1);
+
+    let ended = ask_about("DELETE", "/tenant/sign_in", &mine, &bearer).await;
+    assert_eq!(ended.status, 204);
+    assert!(
+        ended.header("set-cookie").is_some_and(|it| it.contains("Max-Age=0")),
+        "the cookie is taken away"
+    );
+    assert_eq!(client.frame().await.expect("a Close frame").payload[..2], 3010u16.to_be_bytes());
+    assert_eq!(leg.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
+    let told = upstream.heads()[1].to_ascii_lowercase();
+    for part in [
+        "delete /sign_in http/1.1",
+        "x-nvcf-absorb: true",
+        "cookie: nvcf-request-id=5e2b1c7d-0000-0000-0000-000000000001",
+        "authorization: bearer ",
+        "function-id: ",
+    ] {
+        assert!(told.contains(part), "{part} is missing in {told}");
+    }
+    let again = ask_about("DELETE", "/tenant/sign_in", &mine, &bearer).await;
+    assert_eq!(again.status, 204, "what is gone already has been ended");
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "terminated")], 1.0);
+}
+
+#[tokio::test]
+async fn an_operator_sees_sessions_and_ends_one() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .authenticated()
+        .env("STREAMGATE_ADMIN_TOKEN", "a token of the operator")
+        .start()
+        .await;
+    let bearer = format!("Bearer {TOKEN}");
+    let (client, answer) = ask(&gateway, "/sign_in", &[("Authorization", bearer.as_str())]).await;
+    assert_eq!(answer.status, 101);
+    let mut leg = upstream.leg().await;
+    let admin = async |method: &str, path: &str, token: &str| {
+        let mut client = Client::connect(gateway.addresses.admin.expect("it has one")).await;
+        client.request(method, path, &[("Authorization", token)], b"").await;
+        client.answer_to(method).await
+    };
+    let operator = "Bearer a token of the operator";
+    assert_eq!(admin("GET", "/admin/sessions", &bearer).await.status, 401);
+    client.reset();
+    parked(&gateway, 1.0);
+    let listed = admin("GET", "/admin/sessions", operator).await;
+    let listed: serde_json::Value = serde_json::from_slice(&listed.body).expect("JSON");
+    let one = &listed["sessions"][0];
+    assert_eq!((&one["principal"], &one["state"]), (&"ada".into(), &"parked".into()), "{listed}");
+    let path = format!("/admin/sessions/{}", one["id"].as_str().expect("an id"));
+    assert_eq!(admin("DELETE", &path, "").await.status, 401);
+    assert_eq!(admin("DELETE", "/admin/sessions/0", operator).await.status, 404);
+    assert_eq!(admin("DELETE", &path, operator).await.status, 202);
+    assert_eq!(leg.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "terminated")], 1.0);
+    parked(&gateway, 0.0);
+}

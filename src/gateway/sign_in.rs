@@ -1,0 +1,94 @@
+//! What a browser asks about its session over plain HTTP: `HEAD …/sign_in`, can it be resumed; `DELETE …/sign_in`, end it.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+
+use crate::config::ResumeMode;
+use crate::gateway::admit::{self, Seat};
+use crate::gateway::upstream::DialError;
+use crate::gateway::websocket::MAKE_WAY;
+use crate::gateway::worker::Worker;
+use crate::gateway::{Shared, respond};
+use crate::lua::RouteChain;
+use crate::policy::{Exchange, LocalResponse, Stop};
+use crate::rejection::Code;
+use crate::session;
+
+/// Whether a request is about a session.
+pub(crate) fn is_meant(exchange: &Exchange, route: &RouteChain) -> bool {
+    matches!(exchange.method, Method::HEAD | Method::DELETE)
+        && exchange.path.ends_with(admit::SIGN_IN)
+        && route.resume.mode != ResumeMode::Off
+}
+
+/// Answers it, once the policies have let it through. Somebody else's session is none.
+pub(crate) async fn answer(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    route: &RouteChain,
+) -> LocalResponse {
+    match about(worker, exchange, route).await {
+        Ok(response) => response,
+        Err(Stop::Respond(response)) => *response,
+        Err(Stop::Reject(rejection)) => respond::reject(worker.rejected(rejection), exchange),
+    }
+}
+
+async fn about(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    route: &RouteChain,
+) -> Result<LocalResponse, Stop> {
+    let shared = &worker.shared;
+    let function = admit::admit(worker, &route.chain, exchange).await?;
+    exchange.function = Some(function.id.clone());
+    let ticket = admit::ticket(shared, &route.resume, exchange, &function);
+    let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
+    let entry = shared.directory.find(seat.session);
+    let request = match (&ticket, &entry) {
+        (Some(ticket), _) => ticket.request.clone(),
+        (None, Some(entry)) => entry.request.clone(),
+        (None, None) => return Err(Stop::Reject(Code::SessionUnknown.into())),
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if exchange.method == Method::HEAD {
+        if entry.is_none() && request.is_empty() {
+            return Err(Stop::Reject(Code::SessionUnknown.into()));
+        }
+        let cookie = admit::cookie(shared, exchange, &function, &seat, &request);
+        admit::set_cookie(&mut headers, &cookie);
+        return Ok(LocalResponse { status: StatusCode::OK, headers, body: Bytes::new() });
+    }
+    if let Some(entry) = entry {
+        drop(shared.clock.timeout(MAKE_WAY, entry.stop(session::Stop::Asked)).await); // late or not, it will end
+    }
+    if !request.is_empty() {
+        let mut upstream = HeaderMap::new();
+        admit::sign(shared, &route.resume, &mut upstream, &function, None).map_err(Stop::Reject)?;
+        end(shared, upstream, &request).await.map_err(|it| Stop::Reject(respond::rescue_dial(&it)))?;
+    }
+    admit::set_cookie(&mut headers, &shared.sealer.clear(&exchange.path, exchange.tls));
+    Ok(LocalResponse { status: StatusCode::NO_CONTENT, headers, body: Bytes::new() })
+}
+
+/// Tells NVCF that a session is over. One that it does not know is over already.
+async fn end(shared: &Shared, mut headers: HeaderMap, request: &str) -> Result<(), DialError> {
+    headers.insert("x-nvcf-absorb", HeaderValue::from_static("true"));
+    headers.insert("content-length", HeaderValue::from_static("0"));
+    headers.insert("connection", HeaderValue::from_static("close"));
+    if let Ok(cookie) = HeaderValue::from_str(&format!("{}{request}", admit::NVCF_COOKIE)) {
+        headers.insert(http::header::COOKIE, cookie);
+    }
+    match shared.dialer.ask(&Method::DELETE, admit::SIGN_IN, &headers).await {
+        Ok(answer) if answer.status.is_success() => Ok(()),
+        Ok(answer) => match answer.refused(&shared.clock).await {
+            DialError::Refused { status, .. } if status == StatusCode::NOT_FOUND => Ok(()),
+            error => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
