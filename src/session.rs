@@ -56,8 +56,8 @@ pub(crate) enum Event {
     Stop(Stop),
     /// The time that [`Action::Wait`] named has come.
     Tick,
-    /// The gateway is about to end.
-    Drain,
+    /// The gateway is about to end, and waits for its sessions until this time.
+    Drain(Instant),
 }
 
 /// Why a session is to end.
@@ -172,6 +172,8 @@ pub(crate) struct Session {
     beats: [Keepalive; 2],
     window: Option<Duration>,
     max_idle: Option<Duration>,
+    /// When it is closed so that the process can end.
+    drain_by: Option<Instant>,
     /// When it is too old.
     too_old: Option<Instant>,
     /// When the last message went.
@@ -230,6 +232,7 @@ impl Session {
             beats: Leg::BOTH.map(|leg| Keepalive::new(keepalive, nonce ^ leg as u64, now)),
             window,
             max_idle,
+            drain_by: None,
             too_old: max_age.map(|it| now + it),
             moved: now,
             state: State::Attached,
@@ -260,7 +263,12 @@ impl Session {
             Event::Overflowed => self.overflowed(),
             Event::Stop(stop) => self.stop(stop),
             Event::Tick => self.tick(now),
-            Event::Drain => self.drain(),
+            Event::Drain(until) => {
+                self.drain_by = Some(until);
+                if self.is_parked() || now >= until {
+                    self.drain();
+                }
+            }
         }
     }
 
@@ -288,7 +296,9 @@ impl Session {
 
     /// Whether a browser may take the place of the present or the absent one.
     pub(crate) fn takes_browsers(&self) -> bool {
-        self.window.is_some() && matches!(self.state, State::Attached | State::Parked { .. })
+        self.window.is_some()
+            && self.drain_by.is_none()
+            && matches!(self.state, State::Attached | State::Parked { .. })
     }
 
     fn deadline(&self) -> Instant {
@@ -299,7 +309,7 @@ impl Session {
             State::Attached | State::Ended => upstream.min(browser),
         };
         let idle = self.max_idle.map(|it| self.moved + it);
-        [idle, self.too_old].into_iter().flatten().fold(beat, Instant::min)
+        [idle, self.too_old, self.drain_by].into_iter().flatten().fold(beat, Instant::min)
     }
 
     fn control(&mut self, leg: Leg, control: Control, now: Instant) {
@@ -359,7 +369,7 @@ impl Session {
                 // After the Close an end of the connection is the ordinary thing.
                 self.finish(reason, code, Ending::Close, Ending::Close);
             }
-            (State::Attached, Leg::Browser, Some(window)) => {
+            (State::Attached, Leg::Browser, Some(window)) if self.drain_by.is_none() => {
                 self.state = State::Parked { until: now + window, loss };
                 self.actions.push_back(Action::Park(loss));
             }
@@ -441,6 +451,9 @@ impl Session {
             State::Attached => &Leg::BOTH,
             State::Ended => return,
         };
+        if self.drain_by.is_some_and(|it| now >= it) {
+            return self.drain();
+        }
         if self.too_old.is_some_and(|it| now >= it) {
             return self.terminate(Reason::TooOld, "the session is as old as it may become");
         }
@@ -464,7 +477,7 @@ impl Session {
     /// The browser is told to come back; the upstream sees a lost connection, not an end.
     fn drain(&mut self) {
         match self.state {
-            State::Closing { code, reason, .. } => self.finish(reason, code, Ending::Close, Ending::Close),
+            State::Closing { .. } => {} // it ends by itself
             State::Parked { loss, .. } => self.finish(Reason::Drained, 0, Ending::Reset, loss.passed_on()),
             State::Attached | State::Ended => {
                 self.actions

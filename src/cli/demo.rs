@@ -129,6 +129,7 @@ fn front(
         "require_auth = true\n\
          [listen]\naddress = {:?}\npage = true\ntls = {{ self_signed = {} }}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n\
+         [sessions]\ndrain = {{ timeout = \"0s\" }}\n\
          [upstream]\nserver = \"http://{}\"\napi_key = \"env:KEY\"\nfunction_id = {function:?}\n\
          [log]\nlevel = {:?}\naccess = false\n\
          [[route]]\npath = \"/**\"\nchain = [\"cors\", {{ plugin = \"bearer-auth\", tokens = \"file:{}\" }}]\n",

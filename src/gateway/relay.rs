@@ -79,7 +79,8 @@ pub(crate) async fn run(
             poll_fn(|cx| {
                 if !is_draining && drain.as_mut().poll(cx).is_ready() {
                     is_draining = true;
-                    if let Some(end) = relay.handle(Event::Drain) {
+                    let until = shared.clock.now() + shared.config.sessions.drain_timeout;
+                    if let Some(end) = relay.handle(Event::Drain(until)) {
                         return Poll::Ready(end);
                     }
                 }

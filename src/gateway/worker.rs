@@ -46,6 +46,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a peer may take over the last bytes of a response, or of its connection.
 pub(crate) const LAST_BYTES: Duration = Duration::from_secs(5);
 
+/// What is left after `sessions.drain.timeout` for the Close frames that are sent then: with the default both fit into
+/// the 10 s that Docker gives.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+
 /// How often a worker's VM is measured.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -99,7 +103,8 @@ pub(crate) fn run(idx: usize, shared: Arc<Shared>, listener: std::net::TcpListen
                 worker.relay_ended.notified().await;
             }
         };
-        if clock.timeout(worker.shared.config.sessions.drain_timeout, all_ended).await.is_none() {
+        let patience = worker.shared.config.sessions.drain_timeout + LAST_WORDS;
+        if clock.timeout(patience, all_ended).await.is_none() {
             tracing::warn!(worker = idx, "Connections were cut because `sessions.drain.timeout` is over.");
         }
     });

@@ -154,11 +154,21 @@ fn whoever_breaks_the_protocol_is_told_and_the_other_too() {
 }
 
 #[test]
-fn a_restart_tells_the_browser_to_come_back_and_the_upstream_nothing() {
-    let mut it = Bench::new();
-    let actions = it.on(Event::Drain);
+fn a_restart_waits_and_then_tells_the_browser_to_come_back_and_the_upstream_nothing() {
+    let mut it = Bench::within(RESUMABLE);
+    let until = it.now + Duration::from_secs(8);
+    assert_eq!(it.on(Event::Drain(until)), []);
+    assert_eq!(it.session.poll(), Action::Wait(until));
+    assert!(it.session.accepts_data(Leg::Browser), "what is under way may finish");
+    let actions = it.at(8).on(Event::Tick);
     assert!(matches!(&actions[0], Action::Send(Leg::Browser, it) if it.close_code() == 1012));
     assert_eq!(actions[1..], [finish(Reason::Drained, 1012, Ending::Close, Ending::Close)]);
+    // Whoever leaves meanwhile is not waited for, and nobody is let in.
+    let mut it = Bench::within(RESUMABLE);
+    it.on(Event::Drain(until));
+    assert!(!it.session.takes_browsers());
+    let actions = it.on(Event::Gone(Leg::Browser, Loss::Reset));
+    assert_eq!(actions, [finish(Reason::BrowserLost, 0, Ending::Reset, Ending::Reset)]);
 }
 
 const RESUMABLE: Limits = Limits { window: Some(Duration::from_secs(60)), ..LIMITS };
@@ -232,7 +242,14 @@ fn an_end_while_the_browser_is_away_is_one() {
         parked().on(Event::Gone(Leg::Upstream, Loss::Reset)),
         [finish(Reason::UpstreamLost, 0, Ending::Reset, Ending::Reset)]
     );
-    assert_eq!(parked().on(Event::Drain), [finish(Reason::Drained, 0, Ending::Reset, Ending::Close)]);
+    assert_eq!(
+        {
+            let mut it = parked();
+            let until = it.now + Duration::from_secs(8);
+            it.on(Event::Drain(until))
+        },
+        [finish(Reason::Drained, 0, Ending::Reset, Ending::Close)]
+    );
     let actions = parked().on(Event::Overflowed);
     assert!(matches!(&actions[0], Action::Send(Leg::Upstream, it) if it.close_code() == 1009));
     assert_eq!(actions[1], finish(Reason::Overflowed, 0, Ending::Close, Ending::Close));

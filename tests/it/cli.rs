@@ -202,20 +202,26 @@ async fn the_samples_variables_are_enough_and_both_signals_stop_it() {
 async fn sessions_are_told_of_the_end_and_a_second_signal_does_not_wait() {
     let mut upstream = Upstream::start().await;
     let server = format!("http://{}", upstream.address);
-    let mut process =
-        Process::start(&["run"], &with(&sample(&server), &[("STREAMGATE_SESSIONS_DRAIN_TIMEOUT", "1h")]));
-    let mut client = Client::connect(process.address("gateway").await).await;
-    client.upgrade("/sign_in", &[]).await;
-    assert_eq!(client.answer().await.status, 101);
-    let leg = upstream.leg().await;
-    process.signal("TERM").await;
-    let close = client.frame().await.expect("a Close");
-    assert_eq!((close.opcode, &close.payload[..2]), (8, &1012_u16.to_be_bytes()[..]));
-    // Its upstream does not answer the Close, and the drain may take an hour.
-    process.signal("TERM").await;
-    let status = process.ended().await;
-    assert_eq!(status.code(), Some(130), "{}", process.stderr.text());
-    drop(leg);
+    for (timeout, n_signals) in [("0s", 1), ("1h", 2)] {
+        let env = with(&sample(&server), &[("STREAMGATE_SESSIONS_DRAIN_TIMEOUT", timeout)]);
+        let mut process = Process::start(&["run"], &env);
+        let mut client = Client::connect(process.address("gateway").await).await;
+        client.upgrade("/sign_in", &[]).await;
+        assert_eq!(client.answer().await.status, 101);
+        let leg = upstream.leg().await;
+        process.signal("TERM").await;
+        process.stderr.line_with("SIGTERM").await;
+        if n_signals == 1 {
+            let close = client.frame().await.expect("a Close");
+            assert_eq!((close.opcode, &close.payload[..2]), (8, &1012_u16.to_be_bytes()[..]));
+            drop((client, leg));
+            assert!(process.ended().await.success());
+        } else {
+            // A session that goes on may do so for an hour.
+            process.signal("TERM").await;
+            assert_eq!(process.ended().await.code(), Some(130), "{}", process.stderr.text());
+        }
+    }
 }
 
 #[tokio::test]
