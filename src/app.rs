@@ -41,6 +41,29 @@ pub struct Addresses {
     pub frontdoor: Option<SocketAddr>,
 }
 
+/// Puts a new configuration in the place of the gateway's, while it serves. Sessions go on as they are.
+#[derive(Clone)]
+pub struct Reloader {
+    gateway: gateway::Reloader,
+    metrics: Metrics,
+}
+
+impl Reloader {
+    /// Takes over routes, plugins, certificates and limits; the next request is served by them. Addresses, `workers`, the
+    /// log and everything outside of the gateway change at the next start only. Gives what an operator should know.
+    ///
+    /// # Errors
+    /// With all mistakes; the old configuration stays then.
+    pub fn reload(&self, config: Config) -> Result<Vec<String>, Problems> {
+        config.gateway.map_or(Ok(Vec::new()), |it| self.gateway.reload(it))
+    }
+
+    /// Counts a configuration that could not even be read.
+    pub fn failed(&self) {
+        self.metrics.reload("failed");
+    }
+}
+
 /// What [`App::check`] found: no mistakes, but perhaps something to know.
 #[derive(Debug)]
 pub struct Report {
@@ -151,6 +174,12 @@ impl App {
     /// Where the services listen.
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// What replaces the gateway's configuration while it serves; `None` when this configuration asks for no gateway.
+    pub fn reloader(&self) -> Option<Reloader> {
+        let gateway = self.gateway.as_ref()?;
+        Some(Reloader { gateway: gateway.reloader(), metrics: self.metrics.clone() })
     }
 
     /// All metrics so far, in Prometheus' text format.

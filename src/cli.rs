@@ -5,6 +5,7 @@ mod demo;
 mod healthcheck;
 mod plugin;
 mod reference;
+mod reload;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ enum Command {
     Reference(reference::Options),
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct File {
     /// Configuration file. Without it the environment alone is read.
     #[arg(long, short, value_name = "FILE", env = "STREAMGATE_CONFIG")]
@@ -152,7 +153,8 @@ fn serve(file: &File, role: Role) -> Result<(), Failure> {
     telemetry::install_log(&config.log).map_err(Problems::from)?;
     runtime()?.block_on(async {
         let stop = stop_signal()?;
-        let app = App::build(config, clock).await?;
+        let loaded = config.clone();
+        let app = App::build(config, clock.clone()).await?;
         let it = app.addresses();
         for (service, address) in [
             ("gateway", it.gateway),
@@ -165,6 +167,9 @@ fn serve(file: &File, role: Role) -> Result<(), Failure> {
             if let Some(address) = address {
                 tracing::info!(%address, service, "Listening.");
             }
+        }
+        if let Some(reloader) = app.reloader() {
+            tokio::spawn(reload::Watcher::new(file.clone(), loaded, reloader, clock)?.run());
         }
         app.run(stop).await;
         tracing::info!("Stopped.");

@@ -46,6 +46,8 @@ pub struct Config {
 /// The gateway.
 #[derive(Clone, Debug)]
 pub struct Gateway {
+    /// Whether changed files are read again while serving.
+    pub reload: bool,
     /// Worker threads, at least one.
     pub workers: usize,
     /// Where browsers come in.

@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -35,14 +36,20 @@ use crate::telemetry::{AccessLog, Metrics, Sessions};
 
 /// A gateway that is ready to serve: its policies are loaded, its certificates read, its port bound.
 pub(crate) struct Gateway {
-    shared: Arc<Shared>,
+    generations: watch::Sender<Arc<Shared>>,
     listener: std::net::TcpListener,
     address: SocketAddr,
     drain: watch::Sender<bool>,
 }
 
-/// What the workers have in common.
+/// Puts a new configuration in the place of the old one, while the gateway serves.
+#[derive(Clone)]
+pub(crate) struct Reloader(watch::Sender<Arc<Shared>>);
+
+/// What the workers have in common: one generation of the configuration, and what outlives it.
 pub(crate) struct Shared {
+    /// How many configurations came before.
+    pub(crate) generation: i64,
     pub(crate) config: config::Gateway,
     pub(crate) functions: Functions,
     pub(crate) program: Program,
@@ -53,13 +60,21 @@ pub(crate) struct Shared {
     pub(crate) access: AccessLog,
     pub(crate) clock: Clock,
     pub(crate) directory: Arc<directory::Directory>,
+    pub(crate) totals: Arc<Totals>,
+    /// Whether new sessions are taken; `/readyz` says so.
+    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// What is counted over all workers and generations.
+pub(crate) struct Totals {
     pub(crate) n_connections: AtomicUsize,
     pub(crate) n_sessions: AtomicUsize,
     /// Numbers connections, for the upstream pool's keys.
     pub(crate) next_key: AtomicUsize,
-    /// Whether new sessions are taken; `/readyz` says so.
-    pub(crate) ready: Arc<AtomicBool>,
-    pub(crate) draining: watch::Receiver<bool>,
+    pub(crate) metrics: Metrics,
+    /// Seals cookies where no key is set.
+    random_key: [u8; 32],
 }
 
 /// A gateway's configuration with what it refers to, checked and not yet serving: what `streamgate check` looks at.
@@ -117,6 +132,69 @@ impl Loaded {
 }
 
 impl Shared {
+    /// The first generation.
+    fn first(
+        checked: Checked,
+        metrics: &Metrics,
+        access: AccessLog,
+        clock: &Clock,
+        draining: watch::Receiver<bool>,
+    ) -> Result<Shared, Problems> {
+        let mut random_key = [0; 32];
+        SystemRandom::new().fill(&mut random_key).expect("the system has randomness");
+        let totals = Totals {
+            n_connections: AtomicUsize::new(0),
+            n_sessions: AtomicUsize::new(0),
+            next_key: AtomicUsize::new(1),
+            metrics: metrics.clone(),
+            random_key,
+        };
+        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
+        Ok(Shared {
+            generation: 1,
+            functions: functions(&config.upstream),
+            tls: server_tls.map(TlsAcceptor::from),
+            dialer: upstream::Dialer::new(&config.upstream, client_tls, clock, metrics)?,
+            sealer: cookie::Sealer::new(&config.sessions.cookie, &random_key),
+            metrics: metrics.clone(),
+            access,
+            clock: clock.clone(),
+            directory: Arc::default(),
+            totals: Arc::new(totals),
+            ready: Arc::new(AtomicBool::new(true)),
+            draining,
+            program,
+            config,
+        })
+    }
+
+    /// The generation after this one.
+    fn next(&self, checked: Checked) -> Result<Shared, Problems> {
+        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
+        let is_self_signed = |it: &config::Gateway| matches!(it.parts.tls, Some(config::Tls::SelfSigned));
+        let tls = if is_self_signed(&self.config) && is_self_signed(&config) {
+            self.tls.clone() // a browser was told to trust this one
+        } else {
+            server_tls.map(TlsAcceptor::from)
+        };
+        Ok(Shared {
+            generation: self.generation + 1,
+            functions: functions(&config.upstream),
+            tls,
+            dialer: upstream::Dialer::new(&config.upstream, client_tls, &self.clock, &self.metrics)?,
+            sealer: cookie::Sealer::new(&config.sessions.cookie, &self.totals.random_key),
+            metrics: self.metrics.clone(),
+            access: self.access.clone(),
+            clock: self.clock.clone(),
+            directory: Arc::clone(&self.directory),
+            totals: Arc::clone(&self.totals),
+            ready: Arc::clone(&self.ready),
+            draining: self.draining.clone(),
+            program,
+            config,
+        })
+    }
+
     /// Whether browsers speak TLS, be it with the gateway or with what stands in front of it.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some() || self.config.listen.behind_tls
@@ -131,7 +209,7 @@ impl Gateway {
         access: AccessLog,
         clock: &Clock,
     ) -> Result<Gateway, Problems> {
-        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
+        let config = &checked.config;
         let listener = listen(config.listen.address).map_err(|error| {
             let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
                 "; is another gateway running?"
@@ -143,28 +221,14 @@ impl Gateway {
         })?;
         let address = listener.local_addr().expect("a bound socket has an address");
         let (drain, draining) = watch::channel(false);
-        let shared = Shared {
-            functions: Functions {
-                default: config.upstream.function_id.clone(),
-                version: config.upstream.function_version_id.clone(),
-                others: config.upstream.functions.clone(),
-            },
-            tls: server_tls.map(TlsAcceptor::from),
-            dialer: upstream::Dialer::new(&config.upstream, client_tls, clock, metrics)?,
-            sealer: cookie::Sealer::new(&config.sessions.cookie),
-            metrics: metrics.clone(),
-            access,
-            clock: clock.clone(),
-            directory: Arc::default(),
-            n_connections: AtomicUsize::new(0),
-            n_sessions: AtomicUsize::new(0),
-            next_key: AtomicUsize::new(1),
-            ready: Arc::new(AtomicBool::new(true)),
-            draining,
-            program,
-            config,
-        };
-        Ok(Gateway { shared: Arc::new(shared), listener, address, drain })
+        let shared = Shared::first(checked, metrics, access, clock, draining)?;
+        metrics.generation(shared.generation);
+        Ok(Gateway { generations: watch::Sender::new(Arc::new(shared)), listener, address, drain })
+    }
+
+    /// What replaces the configuration of this gateway.
+    pub(crate) fn reloader(&self) -> Reloader {
+        Reloader(self.generations.clone())
     }
 
     /// Where browsers connect.
@@ -174,27 +238,28 @@ impl Gateway {
 
     /// Its sessions, for the admin endpoints.
     pub(crate) fn sessions(&self) -> Arc<dyn Sessions> {
-        Arc::clone(&self.shared.directory) as Arc<dyn Sessions>
+        Arc::clone(&self.generations.borrow().directory) as Arc<dyn Sessions>
     }
 
     /// Whether new sessions are taken.
     pub(crate) fn ready(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.shared.ready)
+        Arc::clone(&self.generations.borrow().ready)
     }
 
     /// Starts the workers. They serve until [`Running::stop`].
     pub(crate) fn start(self) -> Running {
-        let workers = (0..self.shared.config.workers)
+        let shared = Arc::clone(&self.generations.borrow());
+        let workers = (0..shared.config.workers)
             .map(|idx| {
                 let listener = self.listener.try_clone().expect("a socket can be shared with a thread");
-                let shared = Arc::clone(&self.shared);
+                let generations = self.generations.subscribe();
                 std::thread::Builder::new()
                     .name(format!("worker-{idx}"))
-                    .spawn(move || worker::run(idx, shared, listener))
+                    .spawn(move || worker::run(idx, generations, listener))
                     .expect("a thread can be started")
             })
             .collect();
-        Running { shared: self.shared, drain: self.drain, workers }
+        Running { shared, drain: self.drain, workers }
     }
 }
 
@@ -217,6 +282,37 @@ impl Running {
             }
         }
         self.shared.access.flush();
+    }
+}
+
+impl Reloader {
+    /// Checks a configuration and serves by it from the next request on. Sessions go on as they are.
+    ///
+    /// # Errors
+    /// With the mistakes in it; the old one stays then.
+    pub(crate) fn reload(&self, config: config::Gateway) -> Result<Vec<String>, Problems> {
+        let old = Arc::clone(&self.0.borrow());
+        let mut warnings = Vec::new();
+        if config.listen.address != old.config.listen.address || config.workers != old.config.workers {
+            warnings.push("`listen.address` and `workers` change at the next start".to_owned());
+        }
+        let loaded = Checked::new(config, &old.clock).and_then(|checked| {
+            warnings.extend(checked.loaded.warnings.iter().cloned());
+            old.next(checked)
+        });
+        old.metrics.reload(if loaded.is_ok() { "ok" } else { "failed" });
+        let new = loaded?;
+        old.metrics.generation(new.generation);
+        self.0.send_replace(Arc::new(new));
+        Ok(warnings)
+    }
+}
+
+fn functions(upstream: &config::Upstream) -> Functions {
+    Functions {
+        default: upstream.function_id.clone(),
+        version: upstream.function_version_id.clone(),
+        others: upstream.functions.clone(),
     }
 }
 

@@ -118,12 +118,14 @@ impl<'a> Reader<'a> {
 
     fn gateway(&self) -> Option<Gateway> {
         let workers: Option<u64> = self.get("workers");
+        let reload = self.get("reload");
         let listen = self.listen();
         let upstream = self.upstream();
         let parts = self.parts(upstream.as_ref().map(|it| &it.server));
         let sessions = self.sessions(listen.as_ref(), parts.as_ref());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Some(Gateway {
+            reload: reload?,
             workers: match workers? {
                 0 => cores,
                 n => n.min(1024) as usize,

@@ -49,6 +49,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("workers", "whole number", "0",
         "Worker threads; each has its own event loop and its own Lua VM. 0: one for each core."),
 
+    setting("reload", "boolean", "true",
+        "Read configuration, plugins, token files and certificates again when one of them has changed. SIGHUP does so in any case. A mistake leaves everything as it was."),
+
     setting("listen.address", "address:port", "\"0.0.0.0:49100\"",
         "Where browsers connect. `PROXY_PORT` sets the port alone.").also(&["PROXY_PORT"]),
     setting("listen.origins", "list of origins", "",

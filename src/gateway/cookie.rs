@@ -48,16 +48,13 @@ const FORM: &[u8] = b"streamgate session cookie 2";
 const LONGEST: usize = 2048;
 
 impl Sealer {
-    /// A sealer for the configured key, or for a random one.
-    pub(crate) fn new(config: &config::Cookie) -> Self {
+    /// A sealer for the configured key, or for this process's own.
+    pub(crate) fn new(config: &config::Cookie, own_key: &[u8; 32]) -> Self {
         let random = SystemRandom::new();
-        let mut key = [0; 32];
-        match &config.key {
-            Some(secret) => {
-                let material = [FORM, secret.expose().as_bytes()].concat();
-                key.copy_from_slice(digest(&SHA256, &material).as_ref());
-            }
-            None => random.fill(&mut key).expect("the system has randomness"),
+        let mut key = *own_key;
+        if let Some(secret) = &config.key {
+            let material = [FORM, secret.expose().as_bytes()].concat();
+            key.copy_from_slice(digest(&SHA256, &material).as_ref());
         }
         let key = UnboundKey::new(&AES_256_GCM, &key).expect("the key has the algorithm's length");
         Sealer {
@@ -166,12 +163,13 @@ mod tests {
     use crate::secret::Secret;
 
     fn sealer(key: &str) -> Sealer {
-        Sealer::new(&config::Cookie {
+        let config = config::Cookie {
             name: "streamgate-session".into(),
             key: Some(Secret::new(key)),
             same_site: SameSite::Lax,
             max_age: Duration::from_secs(3600),
-        })
+        };
+        Sealer::new(&config, &[0; 32])
     }
 
     fn ticket() -> Ticket {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
@@ -13,6 +14,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use crate::clock::Clock;
 use crate::config::Viewer;
 use crate::gateway::conn::Conn;
 use crate::session::Stop;
@@ -84,6 +86,9 @@ pub(crate) struct Listed {
     id: SessionId,
     pub(crate) entry: Arc<Entry>,
 }
+
+/// How long whoever needs the end of a session waits for it.
+const MAKE_WAY: Duration = Duration::from_secs(1);
 
 impl SessionId {
     /// A new one.
@@ -202,6 +207,11 @@ impl Entry {
         let (ended, has_ended) = oneshot::channel();
         drop(self.post(Mail::Stop(stop, ended))); // one that has ended drops it at once
         has_ended
+    }
+
+    /// The same, and waits until it has ended, for a bounded time: sooner or later it will.
+    pub(crate) async fn make_way(&self, stop: Stop, clock: &Clock) {
+        clock.timeout(MAKE_WAY, self.stop(stop)).await;
     }
 
     /// The next mail.

@@ -171,7 +171,7 @@ fn peer(shared: &Shared, key: u64, address: SocketAddr) -> HttpPeer {
     (peer.group_key, peer.options.idle_timeout) = match config.pool {
         // A key that no other request has: the connection is never found again. (Pingora's timer wants more than zero.)
         Pool::Never => {
-            (shared.next_key.fetch_add(1, Ordering::Relaxed) as u64, Some(Duration::from_millis(1)))
+            (shared.totals.next_key.fetch_add(1, Ordering::Relaxed) as u64, Some(Duration::from_millis(1)))
         }
         Pool::PerClient => (key, Some(POOLED)),
         Pool::Shared => (0, Some(POOLED)),

@@ -22,8 +22,7 @@ use crate::config::{Overflow, Resume, ResumeMode, Viewer};
 use crate::gateway::conn::Conn;
 use crate::gateway::directory::{Attach, Entry, Listed, Mail};
 use crate::gateway::websocket::Place;
-use crate::gateway::worker::{LAST_BYTES, Worker};
-use crate::lua::RouteChain;
+use crate::gateway::worker::{LAST_BYTES, Slot};
 use crate::policy::{Exchange, Phase};
 use crate::session::{
     Action, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason, Sender, Sent,
@@ -34,7 +33,6 @@ use crate::telemetry::{Line, Metrics};
 /// What is known about a session, for its last line in the log.
 pub(crate) struct Record {
     pub(crate) exchange: Exchange,
-    pub(crate) route: RouteChain,
     pub(crate) function: String,
     pub(crate) started: Instant,
     /// How others find it.
@@ -57,28 +55,29 @@ thread_local! {
 
 /// Relays until the session ends.
 pub(crate) async fn run(
-    worker: Rc<Worker>,
+    slot: Rc<Slot>,
+    resume: Resume,
     browser: Conn,
     from_browser: Bytes,
     upstream: Conn,
     from_upstream: Bytes,
     mut record: Box<Record>,
 ) {
-    let guard = worker.relay_begins();
-    let shared = std::sync::Arc::clone(&worker.shared);
-    let mut relay = Relay::new(worker, browser, upstream, &record);
+    let guard = slot.relay_begins();
+    let mut draining = slot.worker().shared.draining.clone();
+    let mut relay = Relay::new(slot, resume, browser, upstream, &record);
     // What came with the heads is first.
     let mut end =
         relay.take_in(Leg::Browser, &from_browser).or_else(|| relay.take_in(Leg::Upstream, &from_upstream));
     drop((from_browser, from_upstream));
     if end.is_none() {
-        let mut draining = shared.draining.clone();
         let mut drain = std::pin::pin!(drained(&mut draining));
         let mut is_draining = false;
         end = Some(
             poll_fn(|cx| {
                 if !is_draining && drain.as_mut().poll(cx).is_ready() {
                     is_draining = true;
+                    let shared = &relay.slot.worker().shared;
                     let until = shared.clock.now() + shared.config.sessions.drain_timeout;
                     if let Some(end) = relay.handle(Event::Drain(until)) {
                         return Poll::Ready(end);
@@ -111,7 +110,7 @@ async fn drained(draining: &mut watch::Receiver<bool>) {
 
 /// Both legs of a session.
 struct Relay {
-    worker: Rc<Worker>,
+    slot: Rc<Slot>,
     legs: [LegState; 2],
     session: Session,
     timer: Timer,
@@ -284,9 +283,10 @@ impl Keeper {
 }
 
 impl Relay {
-    fn new(worker: Rc<Worker>, browser: Conn, upstream: Conn, record: &Record) -> Self {
+    fn new(slot: Rc<Slot>, resume: Resume, browser: Conn, upstream: Conn, record: &Record) -> Self {
+        let worker = slot.worker();
         let shared = &worker.shared;
-        let (now, resume, sessions) = (shared.clock.now(), record.route.resume, &shared.config.sessions);
+        let (now, sessions) = (shared.clock.now(), &shared.config.sessions);
         let keeper = Keeper::new(resume);
         let limits = Limits {
             keepalive: sessions.keepalive,
@@ -305,7 +305,7 @@ impl Relay {
             keeper,
             entry: Arc::clone(&record.listed.entry),
             stoppers: Vec::new(),
-            worker,
+            slot,
         }
     }
 
@@ -318,7 +318,7 @@ impl Relay {
                 for leg in Leg::BOTH {
                     let is_read = self.legs[leg.other() as usize].out.is_empty();
                     if !is_read && self.legs[leg as usize].out.is_empty() {
-                        let now = self.worker.shared.clock.now();
+                        let now = self.slot.worker().shared.clock.now();
                         self.session.handle(now, Event::Heard(leg));
                     }
                 }
@@ -333,7 +333,7 @@ impl Relay {
                 let drained = self.poll_drain(leg, cx);
                 if self.legs[leg as usize].out.len() < n_waiting {
                     // A peer that takes what it had left waiting is there, though it may have no room to say so.
-                    let now = self.worker.shared.clock.now();
+                    let now = self.slot.worker().shared.clock.now();
                     self.session.handle(now, Event::Heard(leg));
                 }
                 match drained {
@@ -406,7 +406,7 @@ impl Relay {
 
     /// Passes on what came from a leg, frame by frame.
     fn pass(&mut self, leg: Leg, mut bytes: &[u8], mut cx: Option<&mut Context<'_>>) -> Option<End> {
-        let worker = Rc::clone(&self.worker);
+        let worker = self.slot.worker();
         let n_before = bytes.len() as u64;
         self.legs[leg as usize].n_bytes += n_before;
         if let Some(end) = self.handle_with(Event::Heard(leg), cx.as_deref_mut()) {
@@ -448,7 +448,7 @@ impl Relay {
             return None;
         }
         let to = from.other();
-        let (worker, leg) = (&self.worker, &mut self.legs[to as usize]);
+        let (worker, leg) = (self.slot.worker(), &mut self.legs[to as usize]);
         let sent = match (&mut self.keeper, from) {
             (None, _) => leg.send(cx.as_deref_mut(), data),
             (Some(keeper), Leg::Browser) => {
@@ -467,7 +467,7 @@ impl Relay {
                     (true, Some(&end)) => &data[end..],
                 };
                 keeper.is_muted &= ends.is_empty();
-                let sent = leg.send(cx.as_deref_mut(), audible);
+                let sent = leg.send(cx, audible);
                 keeper.backlog.push(data, ends, leg.sent());
                 if !keeper.limit(leg.conn.as_ref(), &worker.shared.metrics) {
                     return Some(Event::Overflowed);
@@ -502,7 +502,7 @@ impl Relay {
 
     /// Tells the session what happened and does what it wants.
     fn handle_with(&mut self, event: Event, mut cx: Option<&mut Context<'_>>) -> Option<End> {
-        let worker = Rc::clone(&self.worker);
+        let worker = self.slot.worker();
         let shared = &worker.shared;
         self.session.handle(shared.clock.now(), event);
         loop {
@@ -571,7 +571,7 @@ impl Relay {
 
     /// The browser is lost and may come back.
     fn park(&mut self, loss: Loss) {
-        let worker = Rc::clone(&self.worker);
+        let worker = self.slot.worker();
         let shared = &worker.shared;
         if loss == Loss::Silence {
             shared.metrics.leg_lost(Leg::Browser);
@@ -606,7 +606,7 @@ impl Relay {
 
     /// A browser has come back: it gets its 101 and what it has not received, and the upstream notices nothing.
     fn attach(&mut self, mut attach: Attach, cx: &mut Context<'_>) -> Option<End> {
-        let worker = Rc::clone(&self.worker);
+        let worker = self.slot.worker();
         let shared = &worker.shared;
         let was_attached = self.legs[Leg::Browser as usize].conn.is_some();
         if !self.session.takes_browsers() {
@@ -666,7 +666,7 @@ impl Relay {
 
     /// The last line of a session.
     fn report(&self, record: &mut Record, end: End) {
-        let worker = &self.worker;
+        let worker = self.slot.worker();
         let shared = &worker.shared;
         let now = shared.clock.now();
         let took = now - record.started;
@@ -688,7 +688,9 @@ impl Relay {
             seconds = took.as_secs_f64(), "A session ended."
         );
         exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
-        worker.log_phase(&record.route.chain, exchange, Phase::Log);
+        if let Some(chain) = worker.chain(&exchange.route) {
+            worker.log_phase(&chain, exchange, Phase::Log);
+        }
         shared.access.write(&Line {
             kind: "session",
             at: shared.clock.wall(),
@@ -710,8 +712,8 @@ impl Relay {
 
     /// Ends both connections, each in its way.
     async fn finish(self, end: End) {
-        let Relay { worker, legs: [mut browser, mut upstream], stoppers, .. } = self;
-        let clock = &worker.shared.clock;
+        let Relay { slot, legs: [mut browser, mut upstream], stoppers, .. } = self;
+        let clock = &slot.worker().shared.clock.clone();
         let (browser_waits, upstream_waits) =
             join(browser.shut(end.browser, clock), upstream.shut(end.upstream, clock)).await;
         drop(stoppers); // both have ended as far as it is ours to say

@@ -9,7 +9,6 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use crate::config::ResumeMode;
 use crate::gateway::admit::{self, Seat};
 use crate::gateway::upstream::DialError;
-use crate::gateway::websocket::MAKE_WAY;
 use crate::gateway::worker::Worker;
 use crate::gateway::{Shared, respond};
 use crate::lua::RouteChain;
@@ -64,7 +63,7 @@ async fn about(
         return Ok(LocalResponse { status: StatusCode::OK, headers, body: Bytes::new() });
     }
     if let Some(entry) = entry {
-        drop(shared.clock.timeout(MAKE_WAY, entry.stop(session::Stop::Asked)).await); // late or not, it will end
+        entry.make_way(session::Stop::Asked, &shared.clock).await;
     }
     if !request.is_empty() {
         let mut upstream = HeaderMap::new();

@@ -18,7 +18,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 use crate::config::{Refusal, ResumeMode, Viewer};
-use crate::gateway::Shared;
 use crate::gateway::admit::{self, Seat};
 use crate::gateway::conn::Conn;
 use crate::gateway::cookie::Ticket;
@@ -27,7 +26,8 @@ use crate::gateway::head::{self, RequestHead};
 use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
 use crate::gateway::upstream::{DialError, Upgraded, accept};
-use crate::gateway::worker::{Worker, close_politely};
+use crate::gateway::worker::{Slot, Worker, close_politely};
+use crate::gateway::{Shared, Totals};
 use crate::lua::RouteChain;
 use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Phase, Stop};
 use crate::rejection::{Code, Rejection};
@@ -35,9 +35,6 @@ use crate::session::{self, Control};
 
 /// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
 const EARLY: usize = 16 << 10;
-
-/// How long a browser that opens a new connection upstream waits for the end of its old one.
-pub(crate) const MAKE_WAY: Duration = Duration::from_secs(1);
 
 /// A session of fewer seconds may not be known to all of NVCF yet.
 const YOUNG: u64 = 5;
@@ -80,6 +77,7 @@ fn check_handshake(head: &RequestHead) -> Result<String, Rejection> {
 
 /// Serves a WebSocket request to its end or until a relay has taken over.
 pub(crate) async fn serve(
+    slot: &Rc<Slot>,
     worker: &Rc<Worker>,
     mut conn: Conn,
     mut early: BytesMut,
@@ -140,10 +138,12 @@ pub(crate) async fn serve(
             tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
             exchange.retire(route.chain.has(Phase::Log));
             let function = admitted.function.id;
-            let record = Record { exchange, route, function, started: now, listed, _place: place };
+            let resume = route.resume;
+            let record = Record { exchange, function, started: now, listed, _place: place };
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             tokio::task::spawn_local(relay::run(
-                Rc::clone(worker),
+                Rc::clone(slot),
+                resume,
                 conn,
                 early.freeze(),
                 upstream,
@@ -189,7 +189,7 @@ struct Opened {
 }
 
 /// One of the places for sessions, given back when it is dropped.
-pub(crate) struct Place(Arc<Shared>);
+pub(crate) struct Place(Arc<Totals>);
 
 enum Failure {
     /// Nothing was opened.
@@ -255,7 +255,7 @@ async fn come_back(
         if entry.is_attached() {
             admitted.ticket = None;
         } else {
-            make_way(shared, &entry).await;
+            entry.make_way(session::Stop::Replaced, &shared.clock).await;
         }
     }
     let Some(entry) = shared.directory.find(admitted.seat.session) else {
@@ -305,13 +305,8 @@ async fn come_back(
     if admitted.ticket.is_none() && !entry.request.is_empty() {
         admitted.ticket = Some(ticket_of(&entry, &admitted.seat)); // the browser named the session by its token
     }
-    make_way(shared, &entry).await;
+    entry.make_way(session::Stop::Replaced, &shared.clock).await;
     Back::No(conn, early, admitted)
-}
-
-/// Ends a session whose browser goes on over another connection.
-async fn make_way(shared: &Shared, entry: &Entry) {
-    drop(shared.clock.timeout(MAKE_WAY, entry.stop(session::Stop::Replaced)).await); // late or not, it will end
 }
 
 /// What became of a browser that was handed to a session.
@@ -451,13 +446,14 @@ async fn gone(conn: &mut Conn, early: &mut BytesMut) {
 }
 
 impl Place {
-    fn claim(shared: &Arc<Shared>) -> Result<Place, Code> {
+    fn claim(shared: &Shared) -> Result<Place, Code> {
         let one_more = |n| (n < shared.config.sessions.max).then_some(n + 1);
         if *shared.draining.borrow() {
             return Err(Code::Draining);
         }
-        match shared.n_sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
-            Ok(_) => Ok(Place(Arc::clone(shared))),
+        let totals = &shared.totals;
+        match totals.n_sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(Place(Arc::clone(totals))),
             Err(_) => Err(Code::SessionsFull),
         }
     }

@@ -15,16 +15,25 @@ use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
 use crate::clock::Clock;
+use crate::config::Problems;
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::http::Proxy;
-use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, upstream, websocket};
+use crate::gateway::{Shared, Totals, admit, http as plain, page, respond, sign_in, upstream, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
 use crate::telemetry::{Line, Plugins};
 
-/// What a worker's connections have in common.
+/// What a worker has over all generations of the configuration.
+pub(crate) struct Slot {
+    current: RefCell<Rc<Worker>>,
+    /// Relays at work, and who waits for the last one.
+    n_relays: Cell<usize>,
+    relay_ended: Notify,
+}
+
+/// What a worker's connections have in common under one configuration.
 pub(crate) struct Worker {
     pub(crate) idx: usize,
     pub(crate) shared: Arc<Shared>,
@@ -32,13 +41,10 @@ pub(crate) struct Worker {
     pub(crate) proxy: Arc<Proxy>,
     routes: RefCell<Rc<Routes>>,
     draining: watch::Receiver<bool>,
-    /// Relays at work, and who waits for the last one.
-    n_relays: Cell<usize>,
-    relay_ended: Notify,
 }
 
 /// A relay that is counted as long as this lives.
-pub(crate) struct RelayGuard(Rc<Worker>);
+pub(crate) struct RelayGuard(Rc<Slot>);
 
 /// A pause after an accept that failed for want of files or memory: retrying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,63 +60,75 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 const MEASURE: Duration = Duration::from_secs(5);
 
 /// Runs a worker until the gateway drains and its last connection has ended.
-pub(crate) fn run(idx: usize, shared: Arc<Shared>, listener: std::net::TcpListener) {
+pub(crate) fn run(
+    idx: usize,
+    mut generations: watch::Receiver<Arc<Shared>>,
+    listener: std::net::TcpListener,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("an event loop can be made");
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
-        let routes =
-            shared.program.instantiate().expect("the program was instantiated once when it was checked");
-        let worker = Rc::new(Worker {
-            idx,
-            watch: Plugins::new(&shared.metrics, &shared.clock),
-            proxy: plain::proxy(&shared),
-            routes: RefCell::new(Rc::new(routes)),
-            draining: shared.draining.clone(),
+        let first = Arc::clone(&generations.borrow_and_update());
+        let worker = Worker::new(idx, first).expect("the program was instantiated once when it was checked");
+        let slot = Rc::new(Slot {
+            current: RefCell::new(Rc::new(worker)),
             n_relays: Cell::new(0),
             relay_ended: Notify::new(),
-            shared,
         });
         let listener = TcpListener::from_std(listener).expect("the socket does not block");
         let mut connections = tokio::task::JoinSet::new();
-        let mut draining = worker.draining.clone();
-        let mut measured = worker.shared.clock.timer(worker.shared.clock.now());
+        let clock = slot.worker().shared.clock.clone();
+        let mut draining = slot.worker().draining.clone();
+        let mut measured = clock.timer(clock.now());
         loop {
             tokio::select! {
                 biased;
                 _ = draining.wait_for(|it| *it) => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, client)) => worker.accept(&mut connections, tcp, client),
+                    Ok((tcp, client)) => slot.accept(&mut connections, tcp, client),
                     Err(error) => {
                         tracing::error!(%error, "A connection could not be accepted.");
-                        worker.shared.clock.sleep(ACCEPT_PAUSE).await;
+                        clock.sleep(ACCEPT_PAUSE).await;
                     }
                 },
                 () = std::future::poll_fn(|cx| measured.poll(cx)) => {
+                    let worker = slot.worker();
                     worker.shared.metrics.lua_memory(idx, worker.routes.borrow().memory());
-                    measured.reset(worker.shared.clock.now() + MEASURE);
+                    measured.reset(clock.now() + MEASURE);
+                }
+                Ok(()) = generations.changed() => {
+                    let next = Arc::clone(&generations.borrow_and_update());
+                    match Worker::new(idx, next) {
+                        Ok(worker) => drop(slot.current.replace(Rc::new(worker))),
+                        Err(error) => tracing::error!(%error, "A worker could not take over a configuration."),
+                    }
                 }
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
             }
         }
         drop(listener);
-        let clock = worker.shared.clock.clone();
         let all_ended = async {
             while connections.join_next().await.is_some() {}
-            while worker.n_relays.get() > 0 {
-                worker.relay_ended.notified().await;
+            while slot.n_relays.get() > 0 {
+                slot.relay_ended.notified().await;
             }
         };
-        let patience = worker.shared.config.sessions.drain_timeout + LAST_WORDS;
+        let patience = slot.worker().shared.config.sessions.drain_timeout + LAST_WORDS;
         if clock.timeout(patience, all_ended).await.is_none() {
             tracing::warn!(worker = idx, "Connections were cut because `sessions.drain.timeout` is over.");
         }
     });
 }
 
-impl Worker {
+impl Slot {
+    /// The worker under the configuration that holds now.
+    pub(crate) fn worker(&self) -> Rc<Worker> {
+        Rc::clone(&self.current.borrow())
+    }
+
     /// Counts a relay, so that the worker waits for its end.
     pub(crate) fn relay_begins(self: &Rc<Self>) -> RelayGuard {
         self.n_relays.set(self.n_relays.get() + 1);
@@ -123,16 +141,137 @@ impl Worker {
         tcp: TcpStream,
         client: SocketAddr,
     ) {
-        let shared = &self.shared;
-        if shared.n_connections.fetch_add(1, Ordering::Relaxed) >= shared.config.listen.max_connections {
-            shared.n_connections.fetch_sub(1, Ordering::Relaxed);
+        let shared = &self.current.borrow().shared;
+        let totals = &shared.totals;
+        if totals.n_connections.fetch_add(1, Ordering::Relaxed) >= shared.config.listen.max_connections {
+            totals.n_connections.fetch_sub(1, Ordering::Relaxed);
             shared.metrics.connection_refused();
             return;
         }
         shared.metrics.connection(1);
-        let worker = Rc::clone(self);
-        let counted = Counted(Arc::clone(&worker.shared));
-        connections.spawn_local(Box::pin(worker.serve(tcp, client, counted)));
+        let counted = Counted(Arc::clone(totals));
+        connections.spawn_local(Box::pin(Rc::clone(self).serve(tcp, client, counted)));
+    }
+
+    /// Serves a browser's connection, request by request.
+    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
+        let mut worker = self.worker();
+        let shared = &worker.shared;
+        upstream::tune(&tcp);
+        let mut conn = match &shared.tls {
+            None => Conn::plain(tcp),
+            Some(acceptor) => {
+                let accepted =
+                    shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
+                let mut draining = worker.draining.clone();
+                let accepted = tokio::select! {
+                    accepted = accepted => accepted,
+                    _ = draining.wait_for(|it| *it) => return, // it has asked for nothing yet
+                };
+                match accepted {
+                    Some(Ok(tls)) => Conn::tls(tls),
+                    Some(Err(error)) => return tracing::debug!(%client, %error, "A TLS handshake failed."),
+                    None => return tracing::debug!(%client, "A TLS handshake took too long."),
+                }
+            }
+        };
+        conn.count(counted);
+        let mut buf = BytesMut::new();
+        let mut patience = shared.config.listen.head_timeout;
+        let key = shared.totals.next_key.fetch_add(1, Ordering::Relaxed) as u64;
+        loop {
+            if buf.is_empty() && !worker.next_request(&mut conn, &mut buf, patience).await {
+                return;
+            }
+            worker = self.worker(); // a request is served by the configuration of its time
+            let shared = &worker.shared;
+            let listen = &shared.config.listen;
+            let limits = Limits { head: listen.max_head, headers: listen.max_headers };
+            patience = listen.idle_timeout;
+            let started = shared.clock.now();
+            let read = head::read_request(&mut conn, &mut buf, limits);
+            let head = match shared.clock.timeout(shared.config.listen.head_timeout, read).await {
+                Some(Ok(head)) => head,
+                Some(Err(HeadError::Closed)) => return,
+                Some(Err(HeadError::Broken(error))) => {
+                    return tracing::debug!(%client, %error, "A browser left within a request head.");
+                }
+                Some(Err(HeadError::Refused(rejection))) => {
+                    return worker.refuse_head(conn, client, rejection, started).await;
+                }
+                None => return worker.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
+            };
+            let is_websocket = websocket::is_meant(&head);
+            let mut exchange = admit::exchange(&worker, client, &head, is_websocket);
+            let routes = worker.routes();
+            let found = match routes.find(&exchange.path) {
+                Ok(Some(route)) => Ok(route.clone()),
+                Ok(None) => Err(Code::RouteNone.into()),
+                Err(Ambiguous) => {
+                    Err(Rejection::because(Code::Malformed, "a path that could mean two routes"))
+                }
+            };
+            let route = match found {
+                Ok(route) => route,
+                Err(rejection) => {
+                    let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
+                    let fallback = routes.fallback().cloned();
+                    let response = respond::reject(worker.rejected(rejection), &mut exchange);
+                    match worker.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await
+                    {
+                        Some(again) => conn = again,
+                        None => return,
+                    }
+                    continue;
+                }
+            };
+            exchange.route = route.path.to_string();
+            if is_websocket {
+                return websocket::serve(&self, &worker, conn, buf, head, exchange, route).await;
+            }
+            if let Some(file) = page::find(shared, &head) {
+                let keep = head.keeps_alive() && !head.has_body();
+                match worker.answer(conn, file, Some(&route), &mut exchange, keep, started).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                continue;
+            }
+            if sign_in::is_meant(&exchange, &route) && !head.has_body() {
+                let response = sign_in::answer(&worker, &mut exchange, &route).await;
+                let keep = head.keeps_alive();
+                match worker.answer(conn, response, Some(&route), &mut exchange, keep, started).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                continue;
+            }
+            match plain::serve(&worker, conn, std::mem::take(&mut buf), head, exchange, route, key, started)
+                .await
+            {
+                Some((again, rest)) => (conn, buf) = (again, rest),
+                None => return,
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn new(idx: usize, shared: Arc<Shared>) -> Result<Self, Problems> {
+        let routes = shared.program.instantiate()?;
+        Ok(Worker {
+            idx,
+            watch: Plugins::new(&shared.metrics, &shared.clock),
+            proxy: plain::proxy(&shared),
+            routes: RefCell::new(Rc::new(routes)),
+            draining: shared.draining.clone(),
+            shared,
+        })
+    }
+
+    /// The chain of the route with this pattern, if there is one.
+    pub(crate) fn chain(&self, pattern: &str) -> Option<Rc<Chain>> {
+        self.routes().by_pattern(pattern).map(|it| Rc::clone(&it.chain))
     }
 
     /// The routes, with a fresh VM if the last one ran out of memory.
@@ -151,104 +290,6 @@ impl Worker {
 
     fn is_draining(&self) -> bool {
         *self.draining.borrow()
-    }
-
-    /// Serves a browser's connection, request by request.
-    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
-        let shared = &self.shared;
-        upstream::tune(&tcp);
-        let mut conn = match &shared.tls {
-            None => Conn::plain(tcp),
-            Some(acceptor) => {
-                let accepted =
-                    shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
-                let mut draining = self.draining.clone();
-                let accepted = tokio::select! {
-                    accepted = accepted => accepted,
-                    _ = draining.wait_for(|it| *it) => return, // it has asked for nothing yet
-                };
-                match accepted {
-                    Some(Ok(tls)) => Conn::tls(tls),
-                    Some(Err(error)) => return tracing::debug!(%client, %error, "A TLS handshake failed."),
-                    None => return tracing::debug!(%client, "A TLS handshake took too long."),
-                }
-            }
-        };
-        conn.count(counted);
-        let limits =
-            Limits { head: shared.config.listen.max_head, headers: shared.config.listen.max_headers };
-        let mut buf = BytesMut::new();
-        let mut patience = shared.config.listen.head_timeout;
-        let key = shared.next_key.fetch_add(1, Ordering::Relaxed) as u64;
-        loop {
-            if buf.is_empty() && !self.next_request(&mut conn, &mut buf, patience).await {
-                return;
-            }
-            patience = shared.config.listen.idle_timeout;
-            let started = shared.clock.now();
-            let read = head::read_request(&mut conn, &mut buf, limits);
-            let head = match shared.clock.timeout(shared.config.listen.head_timeout, read).await {
-                Some(Ok(head)) => head,
-                Some(Err(HeadError::Closed)) => return,
-                Some(Err(HeadError::Broken(error))) => {
-                    return tracing::debug!(%client, %error, "A browser left within a request head.");
-                }
-                Some(Err(HeadError::Refused(rejection))) => {
-                    return self.refuse_head(conn, client, rejection, started).await;
-                }
-                None => return self.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
-            };
-            let is_websocket = websocket::is_meant(&head);
-            let mut exchange = admit::exchange(&self, client, &head, is_websocket);
-            let routes = self.routes();
-            let found = match routes.find(&exchange.path) {
-                Ok(Some(route)) => Ok(route.clone()),
-                Ok(None) => Err(Code::RouteNone.into()),
-                Err(Ambiguous) => {
-                    Err(Rejection::because(Code::Malformed, "a path that could mean two routes"))
-                }
-            };
-            let route = match found {
-                Ok(route) => route,
-                Err(rejection) => {
-                    let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
-                    let fallback = routes.fallback().cloned();
-                    let response = respond::reject(self.rejected(rejection), &mut exchange);
-                    match self.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await {
-                        Some(again) => conn = again,
-                        None => return,
-                    }
-                    continue;
-                }
-            };
-            exchange.route = route.path.to_string();
-            if is_websocket {
-                return websocket::serve(&self, conn, buf, head, exchange, route).await;
-            }
-            if let Some(file) = page::find(shared, &head) {
-                let keep = head.keeps_alive() && !head.has_body();
-                match self.answer(conn, file, Some(&route), &mut exchange, keep, started).await {
-                    Some(again) => conn = again,
-                    None => return,
-                }
-                continue;
-            }
-            if sign_in::is_meant(&exchange, &route) && !head.has_body() {
-                let response = sign_in::answer(&self, &mut exchange, &route).await;
-                let keep = head.keeps_alive();
-                match self.answer(conn, response, Some(&route), &mut exchange, keep, started).await {
-                    Some(again) => conn = again,
-                    None => return,
-                }
-                continue;
-            }
-            match plain::serve(&self, conn, std::mem::take(&mut buf), head, exchange, route, key, started)
-                .await
-            {
-                Some((again, rest)) => (conn, buf) = (again, rest),
-                None => return,
-            }
-        }
     }
 
     /// Waits for the first byte of a request; false when none comes.
@@ -365,7 +406,7 @@ impl Drop for RelayGuard {
 }
 
 /// A connection that is counted as long as this lives.
-pub(crate) struct Counted(Arc<Shared>);
+pub(crate) struct Counted(Arc<Totals>);
 
 impl std::fmt::Debug for Counted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

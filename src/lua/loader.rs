@@ -211,6 +211,11 @@ impl Routes {
         Ok(found.map(|it| &self.routes[it]))
     }
 
+    /// The route that was written with this pattern.
+    pub(crate) fn by_pattern(&self, pattern: &str) -> Option<&RouteChain> {
+        self.routes.iter().find(|it| &*it.path == pattern)
+    }
+
     /// The route whose policies dress a response to a request too broken to have a path.
     pub(crate) fn fallback(&self) -> Option<&RouteChain> {
         self.routes.iter().find(|it| it.pattern.matches("/")).or_else(|| self.routes.last())

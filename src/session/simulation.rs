@@ -182,7 +182,7 @@ impl World {
         }
     }
 
-    fn to_browser(&mut self, bytes: &[u8]) {
+    fn write(&mut self, bytes: &[u8]) {
         if let Some(wire) = &mut self.wire {
             wire.written.extend(bytes);
         }
@@ -216,7 +216,7 @@ impl World {
         match from {
             Leg::Browser => self.gather.take(data, ends, |it| self.ears[1].hear(it)),
             Leg::Upstream => {
-                self.to_browser(data);
+                self.write(data);
                 let sent =
                     self.wire.as_ref().map_or(Sent::Unknown, |it| Sent::Plain(it.written.len() as u64));
                 self.backlog.push(data, ends, sent);
@@ -249,7 +249,7 @@ impl World {
         let (bytes, len) = control.encode((leg == Leg::Upstream).then_some([9; 4]));
         match leg {
             Leg::Upstream => self.ears[1].hear(&bytes[..len]),
-            Leg::Browser if self.trackers[1].is_at_boundary() => self.to_browser(&bytes[..len]),
+            Leg::Browser if self.trackers[1].is_at_boundary() => self.write(&bytes[..len]),
             Leg::Browser => {}
         }
     }

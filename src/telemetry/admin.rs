@@ -74,39 +74,35 @@ impl Admin {
 
 impl AdminState {
     /// Refuses whoever does not show the token, where one is set.
-    fn check(&self, headers: &HeaderMap) -> Result<(), Response> {
-        let Some(token) = &self.token else { return Ok(()) };
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
+        let token = self.token.as_ref()?;
         let presented = headers
             .get(header::AUTHORIZATION)
             .and_then(|it| it.to_str().ok())
             .and_then(|it| it.strip_prefix("Bearer "));
         if presented.is_some_and(|it| token.matches(it)) {
-            return Ok(());
+            return None;
         }
-        Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a token is needed\n")
-            .into_response())
+        let refusal =
+            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], "a token is needed\n");
+        Some(refusal.into_response())
     }
 }
 
-async fn list(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Result<Response, Response> {
-    state.check(&headers)?;
-    Ok(Json(serde_json::json!({ "sessions": state.sessions.list() })).into_response())
+async fn list(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
+    let list = || Json(serde_json::json!({ "sessions": state.sessions.list() })).into_response();
+    state.refusal(&headers).unwrap_or_else(list)
 }
 
-async fn end(
-    State(state): State<Arc<AdminState>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Response> {
-    state.check(&headers)?;
-    Ok(if state.sessions.end(&id) { StatusCode::ACCEPTED } else { StatusCode::NOT_FOUND })
+async fn end(State(state): State<Arc<AdminState>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let end = || if state.sessions.end(&id) { StatusCode::ACCEPTED } else { StatusCode::NOT_FOUND };
+    state.refusal(&headers).unwrap_or_else(|| end().into_response())
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
-    if let Err(refused) = state.check(&headers) {
-        return refused;
-    }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
+    let render =
+        || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response();
+    state.refusal(&headers).unwrap_or_else(render)
 }
 
 async fn ready(State(state): State<Arc<AdminState>>) -> (StatusCode, &'static str) {

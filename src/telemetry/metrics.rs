@@ -42,6 +42,8 @@ pub(crate) struct Metrics {
     plugin_decisions: IntCounterVec,
     plugin_errors: IntCounterVec,
     lua_memory: IntGaugeVec,
+    generation: IntGauge,
+    reloads: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounter,
     access_lines_dropped: IntCounter,
@@ -220,6 +222,13 @@ impl Metrics {
                 &["plugin", "phase", "kind"],
             ),
             lua_memory: gauges(r, "streamgate_lua_memory_bytes", "Memory of a worker's Lua VM.", &["worker"]),
+            generation: gauge(r, "streamgate_generation", "How often the configuration was loaded."),
+            reloads: counters(
+                r,
+                "streamgate_reloads_total",
+                "Configurations loaded while serving, by result.",
+                &["result"],
+            ),
             connections: gauge(r, "streamgate_connections", "Browser connections."),
             connections_refused: counter(
                 r,
@@ -328,6 +337,14 @@ impl Metrics {
         self.lua_memory
             .with_label_values(&[worker.to_string().as_str()])
             .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn generation(&self, generation: i64) {
+        self.generation.set(generation);
+    }
+
+    pub(crate) fn reload(&self, result: &str) {
+        self.reloads.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn connection(&self, change: i64) {

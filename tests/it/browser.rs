@@ -134,8 +134,7 @@ async fn a_network_that_is_cut_and_restored_costs_no_picture_and_no_session() {
         assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
     }
     // A page that is loaded again is another one: it reaches the same session by a new handshake.
-    browser.value(&page, "location.reload()").await;
-    browser.until(&page, "document.querySelector('#log')?.textContent.includes('The picture is here')").await;
+    browser.reload(&page).await;
     streams(&mut browser, &page).await;
 }
 

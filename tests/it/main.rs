@@ -15,6 +15,7 @@ mod frontdoor;
 mod handshake;
 mod http;
 mod plugins;
+mod reload;
 mod resume;
 mod session;
 mod stream;

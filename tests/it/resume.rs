@@ -63,14 +63,12 @@ async fn a_browser_that_comes_back_goes_on_where_it_was() {
     let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
     let gateway = Gateway::in_front_of(&upstream).env("STREAMGATE_WORKERS", "3").start().await;
     let (mut browser, mut leg) = session(&gateway, &mut upstream).await;
-    let mut n_up = 0;
     for round in 0..12 {
         // Something passes both ways, then the connection breaks in one of the ways that there are.
         leg.send(2, &message(round)).await;
         assert_eq!(browser.client.frame().await.expect("a message").payload, message(round));
-        browser.client.send(&from_browser(1, &message(n_up))).await;
-        assert_eq!(leg.frame().await.expect("a message").payload, message(n_up));
-        n_up += 1;
+        browser.client.send(&from_browser(1, &message(round))).await;
+        assert_eq!(leg.frame().await.expect("a message").payload, message(round));
         let Browser { mut client, cookie } = browser;
         if round % 2 == 0 {
             client.shutdown().await;
@@ -120,6 +118,7 @@ async fn what_a_dead_network_swallowed(builder: impl Fn(&Upstream) -> Builder) {
         &[("direction", "to_browser"), ("kind", "data")],
         60.0,
     );
+    assert!(leg.is_silent().await); // the kernel may take some time to acknowledge what has arrived
     // Nobody tells the gateway; it finds out by what does not come.
     for _ in 0..4 {
         clock.advance(Duration::from_secs(10));
@@ -141,7 +140,8 @@ async fn what_a_dead_network_swallowed(builder: impl Fn(&Upstream) -> Builder) {
     }
     let mut browser = open(&gateway, &cookie).await;
     seen.extend(next(&mut browser.client, 80 - seen.len()).await);
-    assert_eq!(seen, (0..80).map(message).collect::<Vec<_>>(), "nothing lost, doubled or out of order");
+    let order: Vec<Option<usize>> = seen.iter().map(|it| (0..80).find(|n| message(*n) == *it)).collect();
+    assert_eq!(order, (0..80).map(Some).collect::<Vec<_>>(), "nothing lost, doubled or out of order");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn a_cookie_of_somebody_else_brings_nobody_in() {
     let _leg = upstream.leg().await;
     client.reset();
     parked(&gateway, 1.0);
-    let forged = mine.replace(|it: char| it == 'A', "B") + "AA";
+    let forged = mine.replace('A', "B") + "AA";
     for (token, cookie) in
         [("token-of-bob", mine.as_str()), (TOKEN, &forged), (TOKEN, "streamgate-session=x")]
     {
@@ -296,14 +296,12 @@ async fn there_is_one_viewer() {
     leg.send(1, b"for the last").await;
     let mut n_reached = 0;
     for browser in &mut all {
-        while let Some(frame) = browser.client.frame().await {
-            if frame.opcode == 8 {
-                assert_eq!(frame.payload[..2], 3005u16.to_be_bytes());
-                break;
-            }
+        let frame = browser.client.frame().await.expect("a frame");
+        if frame.opcode == 8 {
+            assert_eq!(frame.payload[..2], 3005u16.to_be_bytes());
+        } else {
             assert_eq!(frame.payload, b"for the last");
             n_reached += 1;
-            break;
         }
     }
     assert_eq!(n_reached, 1);
@@ -442,8 +440,8 @@ async fn a_session_that_nvcf_does_not_know_yet_is_asked_for_again() {
     let mut upstream = Upstream::that(Act::InTurn(acts)).await;
     let gateway = Gateway::in_front_of(&upstream).start().await;
     let (browser, leg) = session(&gateway, &mut upstream).await;
-    drop((browser.client, leg));
-    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 0.0);
+    drop(leg);
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "upstream_lost")], 1.0);
     open(&gateway, &browser.cookie).await;
     let ids: Vec<bool> = upstream.heads().iter().map(|it| it.contains("nvcf-reqid: 5e2b1c7d")).collect();
     assert_eq!(ids, [false, true, true, true], "the third time it is known");

@@ -11,13 +11,15 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, SupportedCipherSuite,
     SupportedProtocolVersion,
 };
+use socket2::{SockFilter, SockRef};
+use streamgate::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::support::raw::accept;
 use crate::support::upstream::{Act, header};
-use crate::support::{Client, Gateway, Upstream};
+use crate::support::{Client, Gateway, Upstream, cookie as cookie_of};
 
 /// Trusts every certificate, as a developer's browser is told to.
 #[derive(Debug)]
@@ -278,4 +280,81 @@ async fn a_certificate_can_come_from_files_and_bad_ones_are_told() {
     assert!(told.contains("cert.pem") && told.contains("not a readable PEM file"), "{told}");
     let told = Gateway::in_front_of(&upstream).listen(tls).problems();
     assert!(told.contains("cert.pem"), "{told}");
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_after_a_reload() {
+    let upstream = Upstream::start().await;
+    let (old, new) = (authority(&["localhost"]), authority(&["localhost"]));
+    let builder = Gateway::in_front_of(&upstream)
+        .listen("tls = { certificate = \"cert.pem\", key = \"key.pem\" }")
+        .file("cert.pem", &old.chain_pem)
+        .file("key.pem", &old.key_pem);
+    let file = builder.text();
+    let gateway = builder.start().await;
+    let shown = async || {
+        let config = client(ring::default_provider().cipher_suites, &[&TLS13]);
+        let tls = secure(&gateway, config).await.expect("a handshake");
+        tls.get_ref().1.peer_certificates().expect("one")[0].clone()
+    };
+    assert_eq!(shown().await, old.chain[0]);
+    gateway.folder.write("cert.pem", &new.chain_pem);
+    let told = gateway.reload(&file).expect_err("a key of another certificate").to_string();
+    assert!(told.contains("listen.tls"), "{told}");
+    assert_eq!(shown().await, old.chain[0]);
+    gateway.folder.write("key.pem", &new.key_pem);
+    gateway.reload(&file).expect("a pair");
+    assert_eq!(shown().await, new.chain[0]);
+}
+
+#[tokio::test]
+async fn what_a_dead_network_swallowed_is_sent_again_over_tls_too() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let gateway =
+        Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").on(&clock).start().await;
+    let open = async |cookie: &str| {
+        let config = client(ring::default_provider().cipher_suites, &[&TLS13]);
+        let tls = secure(&gateway, config).await.expect("a handshake");
+        let tcp = SockRef::from(tls.get_ref().0).try_clone().expect("a copy");
+        let mut browser = Client::over(tls);
+        browser.upgrade("/sign_in", &[("Cookie", cookie)]).await;
+        let answer = browser.answer().await;
+        assert_eq!(answer.status, 101);
+        (browser, tcp, cookie_of(&answer.header("set-cookie").expect("a cookie")))
+    };
+    let message = |n: usize| format!("{n}:{}", "x".repeat(n * 37 % 300)).into_bytes();
+    let (mut browser, tcp, cookie) = open("").await;
+    let mut leg = upstream.leg().await;
+    let mut seen = Vec::new();
+    for n in 0..20 {
+        leg.send(2, &message(n)).await;
+        seen.push(browser.frame().await.expect("a message").payload);
+    }
+    // A program that keeps 0 bytes of each packet: the network is gone.
+    tcp.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).expect("a socket option");
+    for n in 20..40 {
+        leg.send(2, &message(n)).await;
+    }
+    gateway.until_metric(
+        "streamgate_relay_frames_total",
+        &[("direction", "to_browser"), ("kind", "data")],
+        40.0,
+    );
+    assert!(leg.is_silent().await); // the kernel may take some time to acknowledge what has arrived
+    while gateway.metric("streamgate_sessions", &[("state", "parked")]) < 1.0 {
+        clock.advance(std::time::Duration::from_secs(10));
+        if let Some(ping) = leg.frame_now().await {
+            leg.send(10, &ping.payload).await;
+        }
+    }
+    let (mut browser, _, _) = open(&cookie).await;
+    while seen.len() < 40 {
+        let frame = browser.frame().await.expect("a message");
+        if frame.opcode < 8 {
+            seen.push(frame.payload);
+        }
+    }
+    let order: Vec<Option<usize>> = seen.iter().map(|it| (0..40).find(|n| message(*n) == *it)).collect();
+    assert_eq!(order, (0..40).map(Some).collect::<Vec<_>>(), "nothing lost, doubled or out of order");
 }

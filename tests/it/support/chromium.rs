@@ -101,6 +101,12 @@ impl Chromium {
         page
     }
 
+    /// Loads the page again.
+    pub async fn reload(&mut self, page: &Page) {
+        self.call(Some(page), "Page.reload", json!({})).await;
+        soon("the page", self.event(page, "Page.loadEventFired")).await;
+    }
+
     /// The value of an expression; a promise is waited for.
     pub async fn value(&mut self, page: &Page, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });

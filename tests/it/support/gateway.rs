@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use streamgate::app::{Addresses, App};
+use streamgate::app::{Addresses, App, Reloader};
 use streamgate::clock::Clock;
 use streamgate::config::{Env, Problems, Role, Sources};
 use tokio::sync::oneshot;
@@ -26,8 +26,9 @@ pub struct Builder {
 pub struct Gateway {
     pub addresses: Addresses,
     pub clock: Clock,
-    _folder: Folder,
+    pub folder: Folder,
     metrics: Box<dyn Fn() -> String + Send + Sync>,
+    reloader: Option<Reloader>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -97,6 +98,14 @@ impl Gateway {
             );
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Serves by another configuration from now on; the text of the file is given.
+    pub fn reload(&self, file: &str) -> Result<Vec<String>, Problems> {
+        let env: Env = [("KEY", KEY)].into_iter().collect();
+        let sources = Sources::new(env).with_file(self.folder.path().join("streamgate.toml"), file);
+        let config = App::resolve(&sources, Role::Gateway, &self.clock)?;
+        self.reloader.as_ref().expect("it has a gateway").reload(config)
     }
 
     /// Waits for its end, which must need no timer.
@@ -199,13 +208,18 @@ impl Builder {
         self
     }
 
-    fn sources(&self) -> Sources {
-        let file = format!(
+    /// The text of its file.
+    pub fn text(&self) -> String {
+        format!(
             "[listen]\naddress = \"127.0.0.1:0\"\n{}[admin]\naddress = \"127.0.0.1:0\"\n\
              [upstream]\nserver = {:?}\nfunction_id = {FUNCTION:?}\napi_key = \"env:KEY\"\n{}\
              [log]\naccess = false\n{}\n[[route]]\npath = \"/**\"\nchain = [{}]\n",
             self.listen, self.server, self.upstream, self.rest, self.chain,
-        );
+        )
+    }
+
+    fn sources(&self) -> Sources {
+        let file = self.text();
         let env: Env = self.env.iter().cloned().chain([("KEY".to_owned(), KEY.to_owned())]).collect();
         Sources::new(env).with_file(self.folder.path().join("streamgate.toml"), file)
     }
@@ -245,13 +259,13 @@ pub async fn run(
             match App::build(config(), of_app).await {
                 Ok(app) => {
                     let metrics: Box<dyn Fn() -> String + Send + Sync> = Box::new(app.metrics());
-                    ready.send(Ok((app.addresses(), metrics))).ok();
+                    ready.send(Ok((app.addresses(), metrics, app.reloader()))).ok();
                     app.run(async move { drop(stopped.await) }).await;
                 }
                 Err(problems) => drop(ready.send(Err(problems))),
             }
         });
     });
-    let (addresses, metrics) = built.await.expect("the gateway says how it began")?;
-    Ok(Gateway { addresses, clock, _folder: folder, metrics, stop: Some(stop), thread: Some(thread) })
+    let (addresses, metrics, reloader) = built.await.expect("the gateway says how it began")?;
+    Ok(Gateway { addresses, clock, folder, metrics, reloader, stop: Some(stop), thread: Some(thread) })
 }

@@ -199,6 +199,11 @@ impl Leg {
         soon("some bytes", self.stream.read_buf(&mut self.buf)).await.unwrap_or(0)
     }
 
+    /// A frame, if one is there or comes in a moment.
+    pub async fn frame_now(&mut self) -> Option<Frame> {
+        if self.is_silent().await { None } else { self.frame().await }
+    }
+
     /// Sends a frame as a server.
     pub async fn send(&mut self, opcode: u8, payload: &[u8]) {
         self.send_raw(&frame(opcode, payload, None)).await;
