@@ -30,7 +30,13 @@ pub struct Timer {
 
 enum Wait {
     System(Pin<Box<tokio::time::Sleep>>),
-    Paused { clock: Clock, changed: Pin<Box<dyn Future<Output = ()> + Send>> },
+    /// Boxed: only tests have it, and every session has a timer.
+    Paused(Box<Paused>),
+}
+
+struct Paused {
+    clock: Clock,
+    changed: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Clock {
@@ -108,7 +114,9 @@ impl Clock {
         #[allow(clippy::disallowed_methods)] // the one place that may wait for it
         let wait = match &self.0 {
             Kind::System => Wait::System(Box::pin(tokio::time::sleep_until(deadline.into()))),
-            Kind::Paused { .. } => Wait::Paused { clock: self.clone(), changed: self.changed() },
+            Kind::Paused { .. } => {
+                Wait::Paused(Box::new(Paused { clock: self.clone(), changed: self.changed() }))
+            }
         };
         Timer { deadline, wait }
     }
@@ -141,12 +149,12 @@ impl Timer {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.wait {
             Wait::System(sleep) => sleep.as_mut().poll(cx),
-            Wait::Paused { clock, changed } => loop {
-                if clock.now() >= self.deadline {
+            Wait::Paused(paused) => loop {
+                if paused.clock.now() >= self.deadline {
                     return Poll::Ready(());
                 }
-                std::task::ready!(changed.as_mut().poll(cx));
-                *changed = clock.changed();
+                std::task::ready!(paused.changed.as_mut().poll(cx));
+                paused.changed = paused.clock.changed();
             },
         }
     }
@@ -156,7 +164,7 @@ impl std::fmt::Debug for Wait {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Wait::System(_) => "System",
-            Wait::Paused { .. } => "Paused",
+            Wait::Paused(_) => "Paused",
         })
     }
 }

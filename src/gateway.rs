@@ -259,13 +259,13 @@ impl Gateway {
                     .expect("a thread can be started")
             })
             .collect();
-        Running { shared, drain: self.drain, workers }
+        Running { generations: self.generations, drain: self.drain, workers }
     }
 }
 
 /// A gateway at work.
 pub(crate) struct Running {
-    shared: Arc<Shared>,
+    generations: watch::Sender<Arc<Shared>>,
     drain: watch::Sender<bool>,
     workers: Vec<std::thread::JoinHandle<()>>,
 }
@@ -274,14 +274,16 @@ impl Running {
     /// Stops accepting, tells the sessions to come back, and waits for the workers, which end with their last
     /// session or when `sessions.drain.timeout` is over.
     pub(crate) fn stop(self) {
-        self.shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
+        let shared = Arc::clone(&self.generations.borrow());
+        shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
         self.drain.send_replace(true);
+        shared.directory.drain(shared.clock.now() + shared.config.sessions.drain_timeout);
         for worker in self.workers {
             if worker.join().is_err() {
                 tracing::error!("A worker ended with a panic.");
             }
         }
-        self.shared.access.flush();
+        shared.access.flush();
     }
 }
 

@@ -276,7 +276,10 @@ impl Session {
     pub(crate) fn poll(&mut self) -> Action {
         match self.actions.pop_front() {
             Some(action) => action,
-            None => Action::Wait(self.deadline()),
+            None => {
+                self.actions = VecDeque::new(); // an idle session keeps no buffer
+                Action::Wait(self.deadline())
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
@@ -32,9 +32,9 @@ pub(crate) struct Directory(Mutex<HashMap<SessionId, Arc<Entry>>>);
 pub(crate) struct Entry {
     pub(crate) identity: Identity,
     /// The subprotocol that was agreed on; a browser that comes back must offer it again.
-    pub(crate) subprotocol: Option<String>,
+    pub(crate) subprotocol: Option<Box<str>>,
     /// NVCF's id of it; empty when the upstream gave none.
-    pub(crate) request: String,
+    pub(crate) request: Box<str>,
     /// When it began, in seconds since the Unix epoch.
     pub(crate) began: u64,
     generation: AtomicU32,
@@ -46,10 +46,10 @@ pub(crate) struct Entry {
 /// Whose session it is, and which request opened it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    pub(crate) principal: String,
-    pub(crate) function: String,
+    pub(crate) principal: Box<str>,
+    pub(crate) function: Box<str>,
     /// The request target that went upstream. Another target is another handshake, which the function has to see.
-    pub(crate) target: String,
+    pub(crate) target: Box<str>,
 }
 
 /// What is asked of a session.
@@ -58,6 +58,8 @@ pub(crate) enum Mail {
     Attach(Box<Attach>),
     /// It is to end. The sender is dropped once it has.
     Stop(Stop, oneshot::Sender<()>),
+    /// The gateway is about to end, and waits for it until this time.
+    Drain(Instant),
 }
 
 /// A browser that wants to come back.
@@ -137,6 +139,13 @@ impl Directory {
         Some(Listed { directory: Arc::clone(self), id, entry })
     }
 
+    /// Tells all sessions that the gateway is about to end.
+    pub(crate) fn drain(&self, until: Instant) {
+        for entry in self.entries().values() {
+            drop(entry.post(Mail::Drain(until))); // one that has ended needs no telling
+        }
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Entry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,8 +191,8 @@ impl Entry {
     ) -> Self {
         Entry {
             identity,
-            subprotocol,
-            request,
+            subprotocol: subprotocol.map(Into::into),
+            request: request.into(),
             began,
             generation: AtomicU32::new(generation),
             is_attached: AtomicBool::new(true),

@@ -5,17 +5,17 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::future::join;
-use http::StatusCode;
+use http::{HeaderMap, Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Timer};
 use crate::config::{Overflow, Resume, ResumeMode, Viewer};
@@ -30,15 +30,42 @@ use crate::session::{
 };
 use crate::telemetry::{Line, Metrics};
 
-/// What is known about a session, for its last line in the log.
+/// What is known about a session, for its last line in the log. Sessions are many and live long, so it is little.
 pub(crate) struct Record {
-    pub(crate) exchange: Exchange,
-    pub(crate) function: String,
-    pub(crate) started: Instant,
+    id: Box<str>,
+    client: SocketAddr,
+    path: Box<str>,
+    route: Box<str>,
+    /// For plugins that are asked when it is over.
+    exchange: Option<Box<Exchange>>,
+    started: Instant,
     /// How others find it.
-    pub(crate) listed: Listed,
+    listed: Listed,
     /// Its place among the sessions, held as long as it lives.
-    pub(crate) _place: Place,
+    _place: Place,
+}
+
+impl Record {
+    /// `will_be_asked`: whether a plugin wants to see the exchange at the end.
+    pub(crate) fn new(
+        mut exchange: Exchange,
+        will_be_asked: bool,
+        started: Instant,
+        listed: Listed,
+        place: Place,
+    ) -> Self {
+        exchange.upstream = HeaderMap::new();
+        Record {
+            id: exchange.id.as_str().into(),
+            client: exchange.client,
+            path: exchange.path.as_str().into(),
+            route: exchange.route.as_str().into(),
+            exchange: will_be_asked.then(|| Box::new(exchange)),
+            started,
+            listed,
+            _place: place,
+        }
+    }
 }
 
 /// Bytes read at a time.
@@ -53,59 +80,44 @@ thread_local! {
     static ENDS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Relays until the session ends.
-pub(crate) async fn run(
-    slot: Rc<Slot>,
+/// Relays on this worker until the session ends.
+pub(crate) fn start(
+    slot: &Rc<Slot>,
     resume: Resume,
-    browser: Conn,
-    from_browser: Bytes,
-    upstream: Conn,
-    from_upstream: Bytes,
+    (browser, from_browser): (Conn, &[u8]),
+    (upstream, from_upstream): (Conn, &[u8]),
     mut record: Box<Record>,
 ) {
     let guard = slot.relay_begins();
-    let mut draining = slot.worker().shared.draining.clone();
-    let mut relay = Relay::new(slot, resume, browser, upstream, &record);
+    let mut relay = Relay::new(Rc::clone(slot), resume, browser, upstream, &record);
     // What came with the heads is first.
-    let mut end =
-        relay.take_in(Leg::Browser, &from_browser).or_else(|| relay.take_in(Leg::Upstream, &from_upstream));
-    drop((from_browser, from_upstream));
-    if end.is_none() {
-        let mut drain = std::pin::pin!(drained(&mut draining));
-        let mut is_draining = false;
-        end = Some(
-            poll_fn(|cx| {
-                if !is_draining && drain.as_mut().poll(cx).is_ready() {
-                    is_draining = true;
-                    let shared = &relay.slot.worker().shared;
-                    let until = shared.clock.now() + shared.config.sessions.drain_timeout;
-                    if let Some(end) = relay.handle(Event::Drain(until)) {
-                        return Poll::Ready(end);
+    let ended = relay
+        .take_in(Leg::Browser, from_browser)
+        .or_else(|| relay.take_in(Leg::Upstream, from_upstream))
+        .or_else(|| relay.drain_late());
+    // A block and not a function: what a function is given stands in its future twice.
+    tokio::task::spawn_local(async move {
+        let end = match ended {
+            Some(end) => end,
+            None => {
+                poll_fn(|cx| {
+                    while let Poll::Ready(mail) = relay.entry.poll(cx) {
+                        if let Some(end) = relay.read_mail(mail, cx) {
+                            return Poll::Ready(end);
+                        }
                     }
-                }
-                while let Poll::Ready(mail) = relay.entry.poll(cx) {
-                    if let Some(end) = relay.read_mail(mail, cx) {
-                        return Poll::Ready(end);
-                    }
-                }
-                relay.poll(cx)
-            })
-            .await,
-        );
-    }
-    let end = end.expect("the relay has ended");
-    relay.entry.close();
-    relay.report(&mut record, end);
-    // Boxed, so that a session at work does not carry what only its end needs.
-    Box::pin(relay.finish(end)).await;
-    drop(record); // its place is free once its connections are at their end
-    drop(guard);
-}
-
-async fn drained(draining: &mut watch::Receiver<bool>) {
-    if draining.wait_for(|it| *it).await.is_err() {
-        std::future::pending::<()>().await;
-    }
+                    relay.poll(cx)
+                })
+                .await
+            }
+        };
+        relay.entry.close();
+        relay.report(&mut record, end);
+        // Boxed, so that a session at work does not carry what only its end needs.
+        Box::pin(relay.finish(end)).await;
+        drop(record); // its place is free once its connections are at their end
+        drop(guard);
+    });
 }
 
 /// Both legs of a session.
@@ -496,8 +508,14 @@ impl Relay {
         }
     }
 
-    fn handle(&mut self, event: Event) -> Option<End> {
-        self.handle_with(event, None)
+    /// A session that was opened while the others were told that the gateway is about to end.
+    fn drain_late(&mut self) -> Option<End> {
+        let worker = self.slot.worker();
+        let shared = &worker.shared;
+        if !*shared.draining.borrow() {
+            return None;
+        }
+        self.handle_with(Event::Drain(shared.clock.now() + shared.config.sessions.drain_timeout), None)
     }
 
     /// Tells the session what happened and does what it wants.
@@ -597,6 +615,7 @@ impl Relay {
     fn read_mail(&mut self, mail: Mail, cx: &mut Context<'_>) -> Option<End> {
         match mail {
             Mail::Attach(attach) => self.attach(*attach, cx),
+            Mail::Drain(until) => self.handle_with(Event::Drain(until), Some(cx)),
             Mail::Stop(stop, ended) => {
                 self.stoppers.push(ended);
                 self.handle_with(Event::Stop(stop), Some(cx))
@@ -682,25 +701,25 @@ impl Relay {
             Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
             _ => {}
         }
-        let exchange = &mut record.exchange;
+        let identity = &self.entry.identity;
         tracing::info!(
-            request = %exchange.id, principal = exchange.principal_id(), reason = end.reason.name(), code = end.code,
+            request = %record.id, principal = identity.principal, reason = end.reason.name(), code = end.code,
             seconds = took.as_secs_f64(), "A session ended."
         );
-        exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
-        if let Some(chain) = worker.chain(&exchange.route) {
+        if let (Some(exchange), Some(chain)) = (&mut record.exchange, worker.chain(&record.route)) {
+            exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
             worker.log_phase(&chain, exchange, Phase::Log);
         }
         shared.access.write(&Line {
             kind: "session",
             at: shared.clock.wall(),
-            id: &exchange.id,
-            client: exchange.client,
-            method: exchange.method.as_str(),
-            path: &exchange.path,
-            route: &exchange.route,
-            principal: exchange.principal_id(),
-            function: &record.function,
+            id: &record.id,
+            client: record.client,
+            method: Method::GET.as_str(),
+            path: &record.path,
+            route: &record.route,
+            principal: &identity.principal,
+            function: &identity.function,
             status: 101,
             reason: end.reason.name(),
             close: end.code,

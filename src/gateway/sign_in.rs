@@ -49,7 +49,7 @@ async fn about(
     let entry = shared.directory.find(seat.session);
     let request = match (&ticket, &entry) {
         (Some(ticket), _) => ticket.request.clone(),
-        (None, Some(entry)) => entry.request.clone(),
+        (None, Some(entry)) => entry.request.to_string(),
         (None, None) => return Err(Stop::Reject(Code::SessionUnknown.into())),
     };
     let mut headers = HeaderMap::new();

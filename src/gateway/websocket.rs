@@ -136,20 +136,10 @@ pub(crate) async fn serve(
                 shared.metrics.resume_took("reconnect", now - started);
             }
             tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
-            exchange.retire(route.chain.has(Phase::Log));
-            let function = admitted.function.id;
-            let resume = route.resume;
-            let record = Record { exchange, function, started: now, listed, _place: place };
+            let record = Record::new(exchange, route.chain.has(Phase::Log), now, listed, place);
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
-            tokio::task::spawn_local(relay::run(
-                Rc::clone(slot),
-                resume,
-                conn,
-                early.freeze(),
-                upstream,
-                from_upstream,
-                Box::new(record),
-            ));
+            let legs = ((conn, &early[..]), (upstream, &from_upstream[..]));
+            relay::start(slot, route.resume, legs.0, legs.1, Box::new(record));
         }
         Err(Failure::Stopped(stop)) => {
             if admitted.ticket.is_some() {
@@ -351,17 +341,18 @@ async fn attach(
 
 /// What the cookie of a session would say.
 fn ticket_of(entry: &Entry, seat: &Seat) -> Ticket {
-    let Identity { principal, function, .. } = entry.identity.clone();
+    let Identity { principal, function, .. } = &entry.identity;
+    let (principal, function) = (principal.to_string(), function.to_string());
     let Seat { session, generation, .. } = *seat;
-    let (began, request) = (entry.began, entry.request.clone());
+    let (began, request) = (entry.began, entry.request.to_string());
     Ticket { session, generation, began, request, principal, function, expires: u64::MAX }
 }
 
 fn identity(exchange: &Exchange, admitted: &Admitted) -> Identity {
     Identity {
-        principal: exchange.principal_id().to_owned(),
-        function: admitted.function.id.clone(),
-        target: admitted.target.clone(),
+        principal: exchange.principal_id().into(),
+        function: admitted.function.id.as_str().into(),
+        target: admitted.target.as_str().into(),
     }
 }
 

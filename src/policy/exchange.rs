@@ -96,19 +96,6 @@ impl Exchange {
         }
     }
 
-    /// Lets go of what is not needed once a session is open: who it is stays, and for plugins that will be asked when it
-    /// is over also what the browser said. Sessions are many and live long.
-    pub(crate) fn retire(&mut self, will_be_asked: bool) {
-        self.upstream = HeaderMap::new();
-        if !will_be_asked {
-            self.response.headers = HeaderMap::new();
-            self.headers = HeaderMap::new();
-            self.offer = Offer::default();
-            self.query = None;
-            self.vars = Vec::new();
-        }
-    }
-
     /// The value of one cookie of the browser.
     pub fn cookie(&self, name: &str) -> Option<&str> {
         let lines = self.headers.get_all(http::header::COOKIE).iter();
