@@ -132,13 +132,50 @@ impl Instance {
         });
         let posted = ask(&self.host, self.health.port, Method::POST, "/v1/streaming/creds", body.to_string());
         match clock.timeout(self.health.timeout, posted).await {
-            Some(Ok(StatusCode::OK)) => {
+            Some(Ok((StatusCode::OK, _))) => {
                 *has_creds = true;
                 Ok(())
             }
-            Some(Ok(status)) => Err(format!("the app answered {status} to its credentials")),
+            Some(Ok((status, _))) => Err(format!("the app answered {status} to its credentials")),
             Some(Err(error)) => Err(format!("the app could not be given its credentials: {error}")),
             None => Err("the app did not take its credentials in time".into()),
+        }
+    }
+}
+
+/// What an app says of a session whose last connection is gone (F23).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// It waits for the browser.
+    Resume,
+    /// The session is over.
+    Complete,
+    /// It has no such question, or did not answer.
+    Unknown,
+    /// Nobody is there any more.
+    Gone,
+}
+
+impl Instance {
+    /// Asks whether a session is still waited for, or ends it.
+    pub(crate) async fn end_session(&self, session: &str, graceful: bool, clock: &Clock) -> Awaited {
+        let body = json!({ "sessionId": session, "gracefulShutdown": graceful });
+        let asked =
+            ask(&self.host, self.health.port, Method::POST, "/v1/streaming/endsession", body.to_string());
+        match clock.timeout(self.health.timeout, asked).await {
+            Some(Ok((StatusCode::OK, body))) => {
+                match serde_json::from_slice::<Value>(&body)
+                    .ok()
+                    .as_ref()
+                    .and_then(|it| it["sessionStatus"].as_str())
+                {
+                    Some("AWAITING_RESUME") => Awaited::Resume,
+                    Some("COMPLETE") => Awaited::Complete,
+                    _ => Awaited::Unknown,
+                }
+            }
+            Some(Ok(_)) | None => Awaited::Unknown,
+            Some(Err(_)) => Awaited::Gone,
         }
     }
 }
@@ -148,7 +185,7 @@ pub(crate) async fn watch(instance: Arc<Instance>, clock: Clock) {
     loop {
         let health = &instance.health;
         let asked = ask(&instance.host, health.port, Method::GET, &health.uri, String::new());
-        let is_healthy = matches!(clock.timeout(health.timeout, asked).await, Some(Ok(status)) if status.as_u16() == health.expected);
+        let is_healthy = matches!(clock.timeout(health.timeout, asked).await, Some(Ok((status, _))) if status.as_u16() == health.expected);
         if instance.is_healthy.swap(is_healthy, Ordering::Relaxed) != is_healthy {
             tracing::info!(
                 host = instance.host,
@@ -167,7 +204,13 @@ pub(crate) async fn watch(instance: Arc<Instance>, clock: Clock) {
 }
 
 /// One request to a container's control server.
-async fn ask(host: &str, port: u16, method: Method, path: &str, body: String) -> Result<StatusCode, String> {
+async fn ask(
+    host: &str,
+    port: u16,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<(StatusCode, Bytes), String> {
     let tcp = TcpStream::connect((host, port)).await.map_err(|it| it.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|it| it.to_string())?;
@@ -180,16 +223,16 @@ async fn ask(host: &str, port: u16, method: Method, path: &str, body: String) ->
         .body(Full::new(Bytes::from(body)))
         .map_err(|it| it.to_string())?;
     let answered = sender.send_request(request).await.map_err(|it| it.to_string());
-    let status = match answered {
+    let answer = match answered {
         Ok(response) => {
             let status = response.status();
-            drop(Limited::new(response.into_body(), 64 << 10).collect().await); // the status says all
-            Ok(status)
+            let body = Limited::new(response.into_body(), 64 << 10).collect().await;
+            Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
         }
         Err(error) => Err(error),
     };
     connection.abort();
-    status
+    answer
 }
 
 /// Reads `PT10S`, `PT1M`, `PT1M30S`.

@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
@@ -31,7 +33,7 @@ use uuid::Uuid;
 
 use crate::frontdoor::Shared;
 use crate::frontdoor::functions::{self, Version};
-use crate::frontdoor::health::Instance;
+use crate::frontdoor::health::{Awaited, Instance};
 use crate::frontdoor::problem::ApiError;
 use crate::secret::Secret;
 
@@ -52,12 +54,16 @@ pub(crate) struct Session {
     place: Mutex<Option<OwnedSemaphorePermit>>,
     connections: Mutex<Connections>,
     ended: watch::Sender<bool>,
+    /// How long it waits for its browser, in seconds: the reconnect window.
+    window: AtomicU64,
 }
 
 /// The connections that a session has.
 #[derive(Default)]
 struct Connections {
     n: usize,
+    /// Whether one of them has reached the app.
+    has_reached_app: bool,
     /// How often the last one has left: a hold is over when nobody has come and gone since.
     n_holds: u64,
 }
@@ -90,12 +96,18 @@ struct Refusal {
     forgets_session: bool,
 }
 
-/// How long a session waits for its browser after its last connection: what the worker does when an app gives no answer
-/// of its own.
-const HOLD: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a session waits for its browser after its last connection when an app gives no answer of its own.
+const HOLD: Duration = Duration::from_secs(30);
+
+/// The reconnect window where the request names none, and the longest, in seconds.
+const WINDOW: u64 = 300;
+const LONGEST_WINDOW: u64 = 1800;
+
+/// How often an app is asked within it.
+const ASK: Duration = Duration::from_secs(1);
 
 /// How long the end of a tunnel's last answer is waited for.
-const FREE_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+const FREE_WITHIN: Duration = Duration::from_secs(1);
 
 const COOKIE_NAME: &str = "nvcf-request-id";
 
@@ -161,11 +173,15 @@ async fn proxy(
         && !bound.contains_key(key)
     {
         let session = open(shared, &said).await?;
+        if let Some(window) = window(request.headers()) {
+            session.window.store(window, Ordering::Relaxed);
+        }
         if request.headers().get("x-nvcf-absorb").is_some_and(|it| it == "true") {
             return absorb(shared, &session, request.method());
         }
         let attached = Attached::new(shared, &session);
         let sender = dial(&session.instance).await?;
+        session.connections().has_reached_app = true;
         bound.insert(*key, Tunnel { attached, sender: Some(sender), has_cookie: false });
     }
     let Some(tunnel) = asked.as_ref().and_then(|key| bound.get_mut(key)) else {
@@ -339,7 +355,7 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
                     }
                 }
             }
-            shared.clock.sleep(std::time::Duration::from_millis(50)).await; // NVCF asks its queue again each second
+            shared.clock.sleep(Duration::from_millis(50)).await; // NVCF asks its queue again each second
         }
     };
     let Some((instance, place)) = shared.clock.timeout(shared.config.worker_timeout, found).await else {
@@ -354,6 +370,7 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
         place: Mutex::new(Some(place)),
         connections: Mutex::default(),
         ended: watch::Sender::new(false),
+        window: AtomicU64::new(WINDOW),
     });
     shared.sessions.lock().insert(session.id, Arc::clone(&session));
     // A session that nobody connects to ends like one that everybody has left.
@@ -429,19 +446,49 @@ impl Drop for Attached {
             return;
         }
         connections.n_holds += 1;
-        let hold = connections.n_holds;
-        let (shared, session) = (Arc::clone(&self.shared), Arc::clone(&self.session));
-        tokio::spawn(async move {
-            shared.clock.sleep(HOLD).await;
-            let is_left = {
-                let connections = session.connections();
-                connections.n == 0 && connections.n_holds == hold
-            };
-            if is_left {
-                shared.sessions.end(&session);
-            }
-        });
+        let (number, has_reached_app) = (connections.n_holds, connections.has_reached_app);
+        tokio::spawn(hold(Arc::clone(&self.shared), Arc::clone(&self.session), number, has_reached_app));
     }
+}
+
+/// Waits for the browser of a session that everybody has left, as long as the app does and the window is open (F23). A
+/// session that the app has ended, or whose app has gone, is forgotten (F24).
+async fn hold(shared: Arc<Shared>, session: Arc<Session>, number: u64, has_reached_app: bool) {
+    let is_left = || {
+        let connections = session.connections();
+        connections.n == 0 && connections.n_holds == number
+    };
+    let clock = &shared.clock;
+    let began = clock.now();
+    let window = Duration::from_secs(session.window.load(Ordering::Relaxed));
+    let name = session.id.to_string();
+    loop {
+        let answer = match has_reached_app {
+            true => session.instance.end_session(&name, false, clock).await,
+            false => Awaited::Unknown, // the app has not heard of it
+        };
+        let patience = match answer {
+            Awaited::Resume => window,
+            Awaited::Unknown => HOLD.min(window),
+            Awaited::Complete | Awaited::Gone => Duration::ZERO,
+        };
+        if !is_left() {
+            return;
+        }
+        if clock.now() - began >= patience {
+            if answer == Awaited::Resume {
+                session.instance.end_session(&name, true, clock).await; // it goes either way
+            }
+            return shared.sessions.end(&session);
+        }
+        clock.sleep(ASK).await;
+    }
+}
+
+/// What the gateway says of the reconnect window; NVCF caps it without a word.
+fn window(headers: &HeaderMap) -> Option<u64> {
+    let window: u64 = headers.get("x-nvcf-reconnect-window-secs")?.to_str().ok()?.parse().ok()?;
+    Some(window.min(LONGEST_WINDOW))
 }
 
 impl Session {

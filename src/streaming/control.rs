@@ -50,7 +50,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "statusMessage": message })))
 }
 
-/// Whether a session waits for its browser; asked when its connection is gone. A graceful end is one for all sessions.
+/// Whether a session waits for its browser; asked when its connection is gone. A graceful end ends it.
 async fn end_session(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let request: EndSession = match body.is_empty() {
         true => EndSession::default(),
@@ -62,11 +62,24 @@ async fn end_session(State(shared): State<Arc<Shared>>, body: Bytes) -> Response
             }
         },
     };
+    let named = request.session_id.as_deref().map(|it| shared.named.find(it));
     if request.graceful_shutdown {
-        tracing::info!("The front door ends all sessions.");
-        shared.ending.send_modify(|it| *it += 1);
+        match &named {
+            Some(Some(session)) => session.end(),
+            Some(None) => {} // it is over already
+            None => {
+                tracing::info!("The front door ends all sessions.");
+                shared.ending.send_modify(|it| *it += 1);
+            }
+        }
     }
-    let is_awaited = !request.graceful_shutdown && shared.n_sessions.load(Ordering::Relaxed) > 0;
+    let is_awaited = match named {
+        _ if request.graceful_shutdown => false,
+        Some(Some(_)) => true,
+        // A name that is not known here may be another one than the request's that opened the session.
+        Some(None) => shared.n_detached.load(Ordering::Relaxed) > 0,
+        None => shared.n_sessions.load(Ordering::Relaxed) > 0,
+    };
     let status = if is_awaited { "AWAITING_RESUME" } else { "COMPLETE" };
     Json(json!({ "sessionStatus": status })).into_response()
 }
@@ -75,6 +88,8 @@ async fn end_session(State(shared): State<Arc<Shared>>, body: Bytes) -> Response
 #[derive(Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct EndSession {
+    /// NVCF's name of one session; absent: all.
+    session_id: Option<String>,
     graceful_shutdown: bool,
 }
 

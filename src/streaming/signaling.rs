@@ -16,7 +16,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::streaming::peer::{Candidate, Peer, PeerEvent};
 use crate::streaming::{Shared, viewer};
@@ -117,7 +117,7 @@ async fn upgrade(
         .max_frame_size(LARGEST);
     if let Some(session) = name.and_then(|it| shared.named.find(it)) {
         return upgrade.on_upgrade(move |socket| async move {
-            drop(session.send(socket).await); // a session that has just ended drops it, and the browser comes again
+            drop(session.sockets.send(socket).await); // a session that has just ended drops it, and the browser comes again
         });
     }
     let max = if shared.config.exit_after_session { 1 } else { shared.config.max_sessions };
@@ -133,27 +133,51 @@ async fn upgrade(
     shared.metrics.streaming.session("active", 1);
     let place = Place(Arc::clone(&shared));
     let (sender, sockets) = mpsc::channel(1);
-    let named = name.map(|it| shared.named.list(it, sender));
+    let ended = Arc::new(Notify::new());
+    let handle = Handle { sockets: sender, ended: Arc::clone(&ended) };
+    let named = name.map(|it| shared.named.list(it, handle));
     upgrade.on_upgrade(move |socket| async move {
-        serve(&shared, socket, sockets, named.is_some()).await;
+        serve(&shared, socket, Mail { sockets, ended, has_name: named.is_some() }).await;
         drop((named, place));
     })
 }
 
 /// The sessions that NVCF has named, so that another connection of the same one finds it.
 #[derive(Clone, Default)]
-pub(super) struct Named(Arc<Mutex<HashMap<String, mpsc::Sender<WebSocket>>>>);
+pub(super) struct Named(Arc<Mutex<HashMap<String, Handle>>>);
+
+/// How a session is reached from outside.
+#[derive(Clone)]
+pub(super) struct Handle {
+    sockets: mpsc::Sender<WebSocket>,
+    ended: Arc<Notify>,
+}
+
+impl Handle {
+    /// Asks the session to end.
+    pub(super) fn end(&self) {
+        self.ended.notify_one();
+    }
+}
+
+/// What comes to a session from outside.
+struct Mail {
+    sockets: mpsc::Receiver<WebSocket>,
+    ended: Arc<Notify>,
+    /// Whether another connection could be told to be this session's.
+    has_name: bool,
+}
 
 /// A name that is listed as long as this lives.
 struct Listed(Named, String);
 
 impl Named {
-    fn find(&self, name: &str) -> Option<mpsc::Sender<WebSocket>> {
+    pub(super) fn find(&self, name: &str) -> Option<Handle> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    fn list(&self, name: &str, sender: mpsc::Sender<WebSocket>) -> Listed {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sender);
+    fn list(&self, name: &str, handle: Handle) -> Listed {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), handle);
         Listed(self.clone(), name.to_owned())
     }
 }
@@ -173,7 +197,7 @@ impl Drop for Place {
     }
 }
 
-async fn serve(shared: &Arc<Shared>, socket: WebSocket, sockets: mpsc::Receiver<WebSocket>, has_name: bool) {
+async fn serve(shared: &Arc<Shared>, socket: WebSocket, mail: Mail) {
     let started = shared.clock.now();
     let id = uuid::Uuid::new_v4().simple().to_string();
     let mut wire = Wire { socket: Some(socket) };
@@ -182,8 +206,8 @@ async fn serve(shared: &Arc<Shared>, socket: WebSocket, sockets: mpsc::Receiver<
         Ok(peer) => {
             tracing::info!(session = %id, "A streaming session began.");
             let mut session = Session::new(shared, &id, peer, happened, started);
-            session.can_detach = has_name && !shared.config.resume_timeout.is_zero();
-            let ending = session.run(&mut wire, sockets).await;
+            session.can_detach = mail.has_name && !shared.config.resume_timeout.is_zero();
+            let ending = session.run(&mut wire, mail).await;
             session.peer.close().await;
             session.set_detached(false);
             ending
@@ -299,7 +323,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn run(&mut self, wire: &mut Wire, mut sockets: mpsc::Receiver<WebSocket>) -> Ending {
+    async fn run(&mut self, wire: &mut Wire, mut mail: Mail) -> Ending {
         let clock = &self.shared.clock;
         let mut ending = self.shared.ending.subscribe();
         wire.say(&self.hello(false)).await;
@@ -361,7 +385,7 @@ impl<'a> Session<'a> {
                         return ending;
                     }
                 }
-                Some(socket) = sockets.recv() => {
+                Some(socket) = mail.sockets.recv() => {
                     if let Some(mut old) = wire.socket.replace(socket) {
                         let replaced = CloseFrame { code: 3005, reason: "another connection has taken over".into() };
                         drop(old.send(Frame::Close(Some(replaced))).await);
@@ -391,6 +415,7 @@ impl<'a> Session<'a> {
                     wire.say(&json!({ "type": "ping", "t": (now - self.started).as_millis() as u64 })).await;
                 }
                 Ok(()) = ending.changed() => return Ending::Ended,
+                () = mail.ended.notified() => return Ending::Ended,
                 () = stopped(&mut stopping) => return Ending::Stopping,
             }
         }

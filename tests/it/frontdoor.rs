@@ -27,6 +27,9 @@ struct Container {
     inference: u16,
     is_ready: Arc<AtomicBool>,
     creds: Arc<Mutex<Vec<String>>>,
+    /// What it was asked about the end of sessions, and what it answers.
+    asked: Arc<Mutex<Vec<String>>>,
+    says: Arc<Mutex<&'static str>>,
 }
 
 impl Door {
@@ -112,10 +115,11 @@ impl Container {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let control = listener.local_addr().expect("an address").port();
         let (is_ready, creds) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
-        let (ready, posted) = (Arc::clone(&is_ready), Arc::clone(&creds));
+        let (asked, says) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new("")));
+        let shared = (Arc::clone(&is_ready), Arc::clone(&creds), Arc::clone(&asked), Arc::clone(&says));
         tokio::spawn(async move {
             while let Ok((mut tcp, _)) = listener.accept().await {
-                let (ready, posted) = (Arc::clone(&ready), Arc::clone(&posted));
+                let (ready, posted, asked, says) = shared.clone();
                 tokio::spawn(async move {
                     let mut text = String::new();
                     let mut buf = [0; 4096];
@@ -129,12 +133,17 @@ impl Container {
                             break;
                         }
                     }
+                    let sent = text.split_once("\r\n\r\n").expect("a body").1.to_owned();
+                    if text.starts_with("POST /v1/streaming/endsession") {
+                        asked.lock().expect("not poisoned").push(sent);
+                        let body = format!("{{\"sessionStatus\":{:?}}}", says.lock().expect("not poisoned"));
+                        let length = body.len();
+                        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+                        return drop(tcp.write_all(answer.as_bytes()).await);
+                    }
                     let status = match text.starts_with("POST /v1/streaming/creds") {
                         true => {
-                            posted
-                                .lock()
-                                .expect("not poisoned")
-                                .push(text.split_once("\r\n\r\n").expect("a body").1.to_owned());
+                            posted.lock().expect("not poisoned").push(sent);
                             "200 OK"
                         }
                         false if ready.load(Ordering::Relaxed) => "200 OK",
@@ -147,7 +156,22 @@ impl Container {
                 });
             }
         });
-        Container { control, inference: upstream.address.port(), is_ready, creds }
+        Container { control, inference: upstream.address.port(), is_ready, creds, asked, says }
+    }
+
+    /// Waits until it was asked so often about the end of sessions, while time passes; gives the last question.
+    async fn asked(&self, n: usize, clock: &Clock) -> Value {
+        let passes = async {
+            loop {
+                let asked = self.asked.lock().expect("not poisoned").clone();
+                if asked.len() >= n {
+                    return serde_json::from_str(&asked[n - 1]).expect("JSON");
+                }
+                clock.advance(Duration::from_millis(500));
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        soon("a question", passes).await
     }
 }
 
@@ -584,4 +608,59 @@ async fn gateway_and_front_door_agree_about_sessions() {
     client.upgrade("/sign_in", &[]).await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.code().as_str()), (404, "function.unknown"));
+}
+
+/// F23, F24: the app says how long a session waits, the window how long it may.
+#[tokio::test]
+async fn a_session_is_held_as_long_as_the_app_waits_and_the_window_is_open() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let container = Container::before(&upstream).await;
+    let door = Door::on("", clock.clone()).await;
+    let function = door.function(&container).await;
+    let authorization = format!("Bearer {ACCESS}");
+    let enter = async |id: &str| {
+        let mut client = door.connect().await;
+        let headers = [
+            ("Authorization", authorization.as_str()),
+            ("Function-ID", function.as_str()),
+            ("X-NVCF-RECONNECT-WINDOW-SECS", "20"),
+            ("nvcf-reqid", id),
+        ];
+        client.upgrade("/sign_in", &headers).await;
+        let answer = client.answer().await;
+        (client, answer)
+    };
+    *container.says.lock().expect("not poisoned") = "AWAITING_RESUME";
+    let (client, answer) = enter("").await;
+    let id = answer.header("nvcf-reqid").expect("an id");
+    drop((upstream.leg().await, client));
+    let question = container.asked(5, &clock).await;
+    assert_eq!((&question["sessionId"], &question["gracefulShutdown"]), (&json!(id), &json!(false)));
+    let (client, answer) = enter(&id).await;
+    assert_eq!((answer.status, answer.header("nvcf-reqid")), (101, Some(id.clone())), "it waits");
+    drop((upstream.leg().await, client));
+    // Nobody comes within the window: the app is told to end it, and it is forgotten.
+    let ended = async {
+        let mut n = 6;
+        while container.asked(n, &clock).await["gracefulShutdown"] != true {
+            n += 1;
+        }
+        n
+    };
+    let n_asked = soon("the end", ended).await;
+    assert!(
+        (15..=32).contains(&n_asked),
+        "asked each second for 20 s, after 5 and some more before: {n_asked}"
+    );
+    let gone = async { while enter(&id).await.1.status != 404 {} };
+    soon("a session that is forgotten", gone).await;
+
+    *container.says.lock().expect("not poisoned") = "COMPLETE";
+    let (client, answer) = enter("").await;
+    let id = answer.header("nvcf-reqid").expect("an id");
+    drop((upstream.leg().await, client));
+    container.asked(n_asked + 1, &clock).await;
+    let gone = async { while enter(&id).await.1.status != 404 {} };
+    soon("a session that is complete", gone).await;
 }

@@ -534,10 +534,21 @@ async fn a_session_outlives_its_connection_and_ends_with_its_time() {
 #[tokio::test]
 async fn the_front_door_can_end_a_session() {
     let server = Server::start("").await;
-    let mut socket = server.sign_in_as("one").await;
-    until(&mut socket, "offer").await;
-    assert_eq!(server.end_session(r#"{"gracefulShutdown":true}"#).await, (200, "COMPLETE".into()));
-    let bye = until(&mut socket, "bye").await;
-    assert_eq!(bye["code"], json!("ended"));
+    let mut sockets = Vec::new();
+    for name in ["one", "two", "three"] {
+        let mut socket = server.sign_in_as(name).await;
+        until(&mut socket, "offer").await;
+        sockets.push(socket);
+    }
+    assert_eq!(server.end_session(r#"{"sessionId":"one"}"#).await, (200, "AWAITING_RESUME".into()));
+    assert_eq!(server.end_session(r#"{"sessionId":"gone"}"#).await, (200, "COMPLETE".into()));
+    let one = r#"{"sessionId":"one","gracefulShutdown":true}"#;
+    assert_eq!(server.end_session(one).await, (200, "COMPLETE".into()));
+    assert_eq!(until(&mut sockets[0], "bye").await["code"], json!("ended"));
     server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "ended")], 1.0);
+    assert_eq!(server.end_session(r#"{"gracefulShutdown":true}"#).await, (200, "COMPLETE".into()));
+    for socket in &mut sockets[1..] {
+        assert_eq!(until(socket, "bye").await["code"], json!("ended"));
+    }
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "ended")], 3.0);
 }
