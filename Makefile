@@ -7,7 +7,7 @@ T ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test run plugins check fmt lint docs image
+.PHONY: help demo test run plugins check fmt lint bench docs image
 
 help: ## List what there is to do.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ what = $$2; $$1 = $$2 = ""; printf "  make %-8s%s\n", what, $$0 }'
@@ -38,6 +38,11 @@ lint: ## Format check, clippy and the documentation, with warnings as errors.
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+bench: ## Measure what a session costs, beside HAProxy where it is installed.
+	@deploy/setup build
+	$(CARGO) build --locked --release
+	python3 benches/sessions.py target/release/streamgate
 
 docs: ## Write the generated reference pages.
 	$(CARGO) run --locked --quiet -- reference .

@@ -1,10 +1,13 @@
 //! The composition root: a configuration becomes running services.
 
+mod handover;
+
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::Clock;
 use crate::config::{Config, Place, Problem, Problems, Role, Sources};
@@ -20,6 +23,9 @@ pub struct App {
     streaming: Option<streaming::Server>,
     frontdoor: Option<frontdoor::Server>,
     admin: Option<Admin>,
+    /// Where the process that comes after this one asks for the ports.
+    handover: Option<PathBuf>,
+    taken: Option<handover::Taken>,
     metrics: Metrics,
     addresses: Addresses,
 }
@@ -127,6 +133,18 @@ impl App {
         // Policies load first: a gateway whose policy does not load must not open a port.
         let checked = config.gateway.map(|it| Checked::new(it, &clock)).transpose()?;
 
+        let handover = checked.as_ref().and_then(Checked::handover);
+        let taken = match &handover {
+            Some(path) => handover::take(path).map_err(|error| {
+                let subject = format!("listen.handover = \"{}\"", path.display());
+                Problem::new(Place::Nowhere, subject, format!("the ports cannot be taken over: {error}"))
+            })?,
+            None => None,
+        };
+        let copy = |of: fn(&handover::Taken) -> &std::net::TcpListener| {
+            taken.as_ref().map(|it| of(it).try_clone().expect("a socket can be shared"))
+        };
+
         // The streaming server and the front door come before the gateway that leads to them.
         let streaming = match config.streaming {
             Some(it) => Some(streaming::Server::bind(it, &metrics, &clock).await?),
@@ -148,7 +166,7 @@ impl App {
                     tracing::warn!("{warning}.");
                 }
                 let access = AccessLog::new(config.log.access, config.log.json, &metrics);
-                let gateway = Gateway::bind(checked, &metrics, access, &clock)?;
+                let gateway = Gateway::bind(checked, copy(|it| &it.gateway), &metrics, access, &clock)?;
                 addresses.gateway = Some(gateway.address());
                 ready = gateway.ready();
                 Some(gateway)
@@ -159,7 +177,8 @@ impl App {
         // Streaming servers and front doors have their own health paths; the admin port is the gateway's.
         let admin = match &gateway {
             Some(gateway) => {
-                let bound = Admin::bind(&config.admin, gateway.sessions(), &metrics, ready).await;
+                let taken = copy(|it| &it.admin);
+                let bound = Admin::bind(&config.admin, taken, gateway.sessions(), &metrics, ready).await;
                 Some(bound.map_err(|error| {
                     let subject = format!("admin.address = \"{}\"", config.admin.address);
                     Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
@@ -168,7 +187,7 @@ impl App {
             None => None,
         };
         addresses.admin = admin.as_ref().map(Admin::address);
-        Ok(App { gateway, streaming, frontdoor, admin, metrics, addresses })
+        Ok(App { gateway, streaming, frontdoor, admin, handover, taken, metrics, addresses })
     }
 
     /// Where the services listen.
@@ -188,9 +207,16 @@ impl App {
         move || metrics.render()
     }
 
-    /// Serves until `stop`, or until a streaming server has served the one session it was told to; then drains.
+    /// Serves until `stop`, until a streaming server has served the one session it was told to, or until another process
+    /// has taken over; then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let App { gateway, streaming, frontdoor, admin, .. } = self;
+        let App { gateway, streaming, frontdoor, admin, handover, taken, .. } = self;
+        let offer = match (&handover, &gateway, &admin) {
+            (Some(path), Some(gateway), Some(admin)) => {
+                Some(handover::Offer::new(path, gateway.listener(), admin.listener()))
+            }
+            _ => None,
+        };
         let (stopping, stopped) = watch::channel(false);
         let until_stopped = || {
             let mut stopped = stopped.clone();
@@ -200,6 +226,19 @@ impl App {
         let streaming = streaming.map(|it| tokio::spawn(it.run(until_stopped())));
         let frontdoor = frontdoor.map(|it| tokio::spawn(it.run(until_stopped())));
         let gateway = gateway.map(Gateway::start);
+        if let Some(taken) = taken {
+            match taken.serving() {
+                Ok(()) => tracing::info!("The ports of another process were taken over."),
+                Err(error) => {
+                    tracing::warn!(%error, "The other process could not be told; it must be stopped.")
+                }
+            }
+        }
+        let succeeded = Arc::new(Notify::new());
+        let offer = offer.map(|it| it.listen(Arc::clone(&succeeded))).transpose().unwrap_or_else(|error| {
+            tracing::error!(%error, "`listen.handover` cannot be used; no process can take over from this one.");
+            None
+        });
 
         let mut streaming = streaming;
         let stream_ended = async {
@@ -210,8 +249,18 @@ impl App {
         };
         let was_stopped = tokio::select! {
             () = stop => true,
+            () = succeeded.notified() => {
+                if let Some(task) = &admin {
+                    task.abort(); // who asks for metrics asks the other process
+                }
+                true
+            }
             () = stream_ended => false,
         };
+
+        if let Some(offer) = offer {
+            offer.abort();
+        }
 
         // The gateway first, so that its sessions are told before what is behind them goes away.
         if let Some(gateway) = gateway {

@@ -98,6 +98,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Whether something in front of the gateway ends TLS.
     pub behind_tls: bool,
+    /// Where the port is passed from one process to the next.
+    pub handover: Option<PathBuf>,
     /// Largest request head in bytes.
     pub max_head: usize,
     /// Most header lines of a request.

@@ -98,6 +98,11 @@ impl Checked {
         let loaded = Loaded::new(&config.parts, clock)?;
         Ok(Checked { config, loaded })
     }
+
+    /// Where the port is passed from one process to the next.
+    pub(crate) fn handover(&self) -> Option<std::path::PathBuf> {
+        self.config.listen.handover.clone()
+    }
 }
 
 impl Loaded {
@@ -202,15 +207,16 @@ impl Shared {
 }
 
 impl Gateway {
-    /// Binds the port of a checked gateway.
+    /// Binds the port of a checked gateway, unless it was taken over from another process.
     pub(crate) fn bind(
         checked: Checked,
+        taken: Option<std::net::TcpListener>,
         metrics: &Metrics,
         access: AccessLog,
         clock: &Clock,
     ) -> Result<Gateway, Problems> {
         let config = &checked.config;
-        let listener = listen(config.listen.address).map_err(|error| {
+        let listener = taken.map_or_else(|| listen(config.listen.address), Ok).map_err(|error| {
             let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
                 "; is another gateway running?"
             } else {
@@ -234,6 +240,11 @@ impl Gateway {
     /// Where browsers connect.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The listening socket, once more.
+    pub(crate) fn listener(&self) -> std::net::TcpListener {
+        self.listener.try_clone().expect("a socket can be shared")
     }
 
     /// Its sessions, for the admin endpoints.

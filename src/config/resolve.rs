@@ -176,6 +176,7 @@ impl<'a> Reader<'a> {
     fn listen(&self) -> Option<Listen> {
         let address = self.address("listen.address", None);
         let behind_tls = self.get("listen.behind_tls");
+        let handover: Option<Option<PathBuf>> = self.optional("listen.handover");
         let max_head: Option<Size> = self.get("listen.max_head");
         let max_headers: Option<u64> = self.get("listen.max_headers");
         let head_timeout = self.get("listen.head_timeout");
@@ -188,6 +189,7 @@ impl<'a> Reader<'a> {
         Some(Listen {
             address: address?,
             behind_tls: behind_tls?,
+            handover: handover?.map(|it| self.base.join(it)),
             max_head: max_head?.0 as usize,
             max_headers: max_headers? as usize,
             head_timeout: head_timeout?,

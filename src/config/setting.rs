@@ -64,6 +64,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "PEM file with the private key of `listen.tls.certificate`."),
     setting("listen.behind_tls", "boolean", "false",
         "TLS is ended in front of the gateway, by a load balancer: cookies are `Secure`, and policies see a TLS request."),
+    setting("listen.handover", "path", "",
+        "Unix socket over which a process that starts takes the ports of the one that serves, which then drains: no connection is refused in between. Both need the same `listen.address` and `sessions.cookie.key`."),
     setting("listen.max_head", "size", "\"64KiB\"",
         "Largest request head (request line and headers). A larger one is answered 431."),
     setting("listen.max_headers", "whole number", "100",

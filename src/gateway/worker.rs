@@ -56,6 +56,10 @@ pub(crate) const LAST_BYTES: Duration = Duration::from_secs(5);
 /// the 10 s that Docker gives.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 
+/// How long a connection that was accepted right before the gateway drains has for its first request: it must not be
+/// refused because it came a moment too early for the process that comes after.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
 /// How often a worker's VM is measured.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -163,10 +167,9 @@ impl Slot {
             Some(acceptor) => {
                 let accepted =
                     shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
-                let mut draining = worker.draining.clone();
                 let accepted = tokio::select! {
                     accepted = accepted => accepted,
-                    _ = draining.wait_for(|it| *it) => return, // it has asked for nothing yet
+                    () = worker.drained(FIRST_REQUEST) => return,
                 };
                 match accepted {
                     Some(Ok(tls)) => Conn::tls(tls),
@@ -178,16 +181,17 @@ impl Slot {
         conn.count(counted);
         let mut buf = BytesMut::new();
         let mut patience = shared.config.listen.head_timeout;
+        let mut spare = FIRST_REQUEST;
         let key = shared.totals.next_key.fetch_add(1, Ordering::Relaxed) as u64;
         loop {
-            if buf.is_empty() && !worker.next_request(&mut conn, &mut buf, patience).await {
+            if buf.is_empty() && !worker.next_request(&mut conn, &mut buf, patience, spare).await {
                 return;
             }
             worker = self.worker(); // a request is served by the configuration of its time
             let shared = &worker.shared;
             let listen = &shared.config.listen;
             let limits = Limits { head: listen.max_head, headers: listen.max_headers };
-            patience = listen.idle_timeout;
+            (patience, spare) = (listen.idle_timeout, Duration::ZERO);
             let started = shared.clock.now();
             let read = head::read_request(&mut conn, &mut buf, limits);
             let head = match shared.clock.timeout(shared.config.listen.head_timeout, read).await {
@@ -292,13 +296,27 @@ impl Worker {
         *self.draining.borrow()
     }
 
-    /// Waits for the first byte of a request; false when none comes.
-    async fn next_request(&self, conn: &mut Conn, buf: &mut BytesMut, patience: Duration) -> bool {
+    /// Comes when the gateway has drained for this long.
+    async fn drained(&self, spare: Duration) {
         let mut draining = self.draining.clone();
+        drop(draining.wait_for(|it| *it).await); // a sender that is gone drains as well
+        if !spare.is_zero() {
+            self.shared.clock.sleep(spare).await;
+        }
+    }
+
+    /// Waits for the first byte of a request; false when none comes.
+    async fn next_request(
+        &self,
+        conn: &mut Conn,
+        buf: &mut BytesMut,
+        patience: Duration,
+        spare: Duration,
+    ) -> bool {
         let mut first = [0; 1024];
         tokio::select! {
             biased;
-            _ = draining.wait_for(|it| *it) => false,
+            () = self.drained(spare) => false,
             read = self.shared.clock.timeout(patience, conn.read(&mut first)) => match read {
                 Some(Ok(n)) if n > 0 => {
                     buf.extend_from_slice(&first[..n]);

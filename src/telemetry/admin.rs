@@ -17,7 +17,7 @@ use crate::telemetry::Metrics;
 
 /// The admin server.
 pub(crate) struct Admin {
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     address: SocketAddr,
     state: Arc<AdminState>,
 }
@@ -39,17 +39,26 @@ struct AdminState {
 }
 
 impl Admin {
-    /// Binds the address. `ready` tells whether new sessions are taken.
+    /// Binds the address, unless it was taken over from another process. `ready` tells whether new sessions are taken.
     pub(crate) async fn bind(
         config: &config::Admin,
+        taken: Option<std::net::TcpListener>,
         sessions: Arc<dyn Sessions>,
         metrics: &Metrics,
         ready: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(config.address).await?;
+        let listener = match taken {
+            Some(listener) => listener,
+            None => TcpListener::bind(config.address).await?.into_std()?,
+        };
         let address = listener.local_addr()?;
         let state = AdminState { sessions, metrics: metrics.clone(), token: config.token.clone(), ready };
         Ok(Admin { listener, address, state: Arc::new(state) })
+    }
+
+    /// The listening socket, once more.
+    pub(crate) fn listener(&self) -> std::net::TcpListener {
+        self.listener.try_clone().expect("a socket can be shared")
     }
 
     /// Where it listens.
@@ -66,7 +75,11 @@ impl Admin {
             .route("/admin/sessions", get(list))
             .route("/admin/sessions/{id}", delete(end))
             .with_state(self.state);
-        if let Err(error) = axum::serve(self.listener, router).await {
+        let served = match TcpListener::from_std(self.listener) {
+            Ok(listener) => axum::serve(listener, router).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
             tracing::error!(%error, "The admin server stopped.");
         }
     }

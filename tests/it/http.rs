@@ -6,7 +6,7 @@ use std::time::Duration;
 use streamgate::clock::Clock;
 
 use crate::support::upstream::{Act, header};
-use crate::support::{FUNCTION, Gateway, KEY, TOKEN, Upstream};
+use crate::support::{FUNCTION, Gateway, KEY, TOKEN, Upstream, advancing};
 
 #[tokio::test]
 async fn requests_go_through_whole() {
@@ -236,17 +236,6 @@ async fn a_slow_head_is_given_up_after_its_time() {
         advancing(&clock, quiet.try_answer("GET")).await.is_none(),
         "whoever says nothing is told nothing"
     );
-}
-
-/// Lets time pass until something comes of it.
-async fn advancing<T>(clock: &Clock, future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    loop {
-        tokio::select! {
-            output = &mut future => return output,
-            () = tokio::time::sleep(Duration::from_millis(5)) => clock.advance(Duration::from_secs(1)),
-        }
-    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support::process::Process;
 use crate::support::raw::from_browser;
 use crate::support::upstream::Act;
-use crate::support::{Client, FUNCTION, Folder, Gateway, KEY, Leg, Upstream, soon};
+use crate::support::{Client, FUNCTION, Folder, Gateway, KEY, Leg, Upstream, cookie, soon};
 
 const SCHEMA: &str = "return { summary = \"Says which it is.\", phases = { \"response_headers\" } }";
 
@@ -180,4 +180,78 @@ async fn a_changed_file_and_a_hangup_reload() {
     assert_eq!(named_by().await.as_deref(), Some("third"));
     process.signal("TERM").await;
     assert!(process.ended().await.success());
+}
+
+/// A new process starts while connections come in; the old one's sessions come back into theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_under_load_refuses_nobody() {
+    let id = "nvcf-reqid: 5e2b1c7d-0000-0000-0000-000000000001\r\n";
+    let mut upstream = Upstream::that(Act::InTurn(vec![Act::Accept(id.into()), Act::Mirror])).await;
+    let folder = Folder::new();
+    let text = format!(
+        "[listen]\naddress = \"127.0.0.1:0\"\nhandover = \"next.sock\"\n[admin]\naddress = \"127.0.0.1:0\"\n[upstream]\nserver = \"http://{}\"\napi_key = \"env:KEY\"\nfunction_id = {FUNCTION:?}\n[sessions]\ndrain = {{ timeout = \"1s\" }}\ncookie = {{ key = \"env:COOKIE_KEY\" }}\n[log]\naccess = false\n",
+        upstream.address
+    );
+    let file = folder.write("streamgate.toml", &text).display().to_string();
+    let env = [("KEY", KEY), ("COOKIE_KEY", "a key of at least 32 characters, shared")];
+    let mut old = Process::start(&["run", "--config", &file], &env);
+    let address = old.address("gateway").await;
+    let mut client = Client::connect(address).await;
+    client.upgrade("/sign_in", &[]).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 101);
+    let mine = cookie(&answer.header("set-cookie").expect("a cookie"));
+    let mut leg = upstream.leg().await;
+
+    let (n_answered, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let load = tokio::spawn({
+        let (n_answered, enough) = (Arc::clone(&n_answered), Arc::clone(&enough));
+        async move {
+            let mut visitors = tokio::task::JoinSet::new();
+            for _ in 0..4000 {
+                if enough.load(Ordering::Relaxed) {
+                    break;
+                }
+                let n_answered = Arc::clone(&n_answered);
+                visitors.spawn(async move {
+                    let mut client = Client::connect(address).await;
+                    client.request("GET", "/x", &[], b"").await;
+                    assert_eq!(client.answer().await.status, 200);
+                    n_answered.fetch_add(1, Ordering::Relaxed);
+                });
+                tokio::time::sleep(Duration::from_millis(5)).await; // 200 new connections each second
+            }
+            while let Some(visitor) = visitors.join_next().await {
+                visitor.expect("nobody is refused");
+            }
+        }
+    });
+    let answered = async |n: usize| {
+        let some = async {
+            while n_answered.load(Ordering::Relaxed) < n {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("some answers", some).await;
+    };
+    answered(50).await;
+    let mut new = Process::start(&["run", "--config", &file], &env);
+    new.stderr.line_with("were taken over").await;
+    assert_eq!(new.address("gateway").await, address);
+    let close = client.frame().await.expect("a Close frame");
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &1012_u16.to_be_bytes()[..]));
+    drop(client);
+    assert!(leg.frame().await.is_none(), "the upstream sees a lost connection");
+    assert!(old.ended().await.success(), "{}", old.stderr.text());
+    answered(n_answered.load(Ordering::Relaxed) + 50).await;
+    enough.store(true, Ordering::Relaxed);
+    load.await.expect("nobody is refused");
+
+    let mut client = Client::connect(address).await;
+    client.request("GET", "/sign_in", &[("Cookie", &mine)], b"").await;
+    let seen = client.answer().await.text();
+    assert!(seen.contains("nvcf-reqid: 5e2b1c7d-"), "the new process knows the session: {seen}");
+    // A port that nobody takes over is closed at once.
+    new.signal("TERM").await;
+    assert!(new.ended().await.success());
 }

@@ -6,7 +6,7 @@ use streamgate::clock::Clock;
 
 use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::upstream::Act;
-use crate::support::{Client, Gateway, Leg, TOKEN, Upstream, cookie, soon};
+use crate::support::{Client, Gateway, Leg, TOKEN, Upstream, advancing, cookie, soon};
 
 /// A session ends with either connection.
 const NO_RESUME: &str = "[sessions.resume]\nmode = \"off\"";
@@ -426,11 +426,11 @@ async fn a_restart_tells_browsers_to_come_back() {
     let (mut client, mut leg) = session(&gateway, &mut upstream).await;
     let mut waiting = gateway.connect().await; // a connection without a request
     gateway.begin_to_stop();
-    assert!(waiting.try_answer("GET").await.is_none(), "a connection without a request is not waited for");
     leg.send(1, b"not yet").await;
     assert_eq!(client.frame().await.expect("a message").payload, b"not yet");
-    clock.advance(Duration::from_secs(8));
-    let close = client.frame().await.expect("a Close frame");
+    let gone = advancing(&clock, waiting.try_answer("GET")).await;
+    assert!(gone.is_none(), "who asks for nothing is not waited for");
+    let close = advancing(&clock, client.frame()).await.expect("a Close frame");
     assert_eq!((close.opcode, &close.payload[..2]), (8, &1012u16.to_be_bytes()[..]));
     client.send(&from_browser(8, &close_payload(1012, ""))).await;
     assert!(

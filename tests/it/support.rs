@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use streamgate::clock::Clock;
+
 pub use gateway::Gateway;
 pub use raw::{Answer, Client};
 pub use upstream::{Leg, Upstream};
@@ -33,6 +35,17 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} did not come"),
+    }
+}
+
+/// Lets time pass until something comes of it.
+pub async fn advancing<T>(clock: &Clock, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    loop {
+        tokio::select! {
+            output = &mut future => return output,
+            () = tokio::time::sleep(Duration::from_millis(5)) => clock.advance(Duration::from_secs(1)),
+        }
     }
 }
 
