@@ -24,7 +24,7 @@ ECHOES = 20_000
 BUSY = 100
 HAPROXY = """
 global
-  maxconn 20000
+  maxconn 9000
 defaults
   mode http
   timeout connect 4s
@@ -47,7 +47,7 @@ def unmask(frame):
 
 async def upstream(reader, writer):
     """Accepts a WebSocket and sends texts and pings back."""
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
         head = await reader.readuntil(b"\r\n\r\n")
         key = next(it.split(b": ")[1] for it in head.split(b"\r\n") if it.lower().startswith(b"sec-websocket-key"))
         digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
