@@ -97,8 +97,11 @@ pub(crate) fn ticket(
 impl Seat {
     /// The session that the browser names by a token of its own, or by its cookie; else a new one.
     pub(crate) fn of(exchange: &Exchange, function: &Function, ticket: Option<&Ticket>, now: u64) -> Self {
-        let mut tokens = exchange.offer.values(RESUME_TOKEN).filter(|it| it.len() >= SHORTEST_TOKEN);
-        let named = tokens.next().map(|it| SessionId::of_token(exchange.principal_id(), &function.id, it));
+        let in_query = parameters(exchange).filter_map(|it| it.strip_prefix(RESUME_PARAMETER));
+        let mut tokens = exchange.offer.values(RESUME_TOKEN).chain(in_query);
+        let named = tokens
+            .find(|it| it.len() >= SHORTEST_TOKEN)
+            .map(|it| SessionId::of_token(exchange.principal_id(), &function.id, it));
         match ticket {
             Some(it) if named.is_none_or(|id| id == it.session) => {
                 Seat { session: it.session, generation: it.generation, began: it.began }
@@ -106,6 +109,13 @@ impl Seat {
             _ => Seat { session: named.unwrap_or_else(SessionId::random), generation: 0, began: now },
         }
     }
+}
+
+/// The parameter of a query that names a browser's session like an entry with [`RESUME_TOKEN`]. It is not passed on.
+const RESUME_PARAMETER: &str = "streamgate-resume=";
+
+fn parameters(exchange: &Exchange) -> impl Iterator<Item = &str> {
+    exchange.query.iter().flat_map(|it| it.split('&'))
 }
 
 /// A shorter token could be guessed.
@@ -158,10 +168,16 @@ pub(crate) fn sign(
     Ok(())
 }
 
-/// The request target upstream: any prefix before `/sign_in` is the gateway's own; the query passes as it is.
+/// The request target upstream: any prefix before `/sign_in` is the gateway's own; the query passes as it is, without a
+/// token that is the gateway's.
 pub(crate) fn target(exchange: &Exchange) -> String {
     let path = if exchange.path.ends_with(SIGN_IN) { SIGN_IN } else { exchange.path.as_str() };
+    let is_ours = |it: &&str| it.starts_with(RESUME_PARAMETER);
     match &exchange.query {
+        Some(_) if parameters(exchange).any(|it| is_ours(&it)) => {
+            let others: Vec<&str> = parameters(exchange).filter(|it| !is_ours(it)).collect();
+            if others.is_empty() { path.to_owned() } else { format!("{path}?{}", others.join("&")) }
+        }
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     }

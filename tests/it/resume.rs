@@ -279,6 +279,25 @@ async fn a_token_of_its_own_brings_a_browser_without_cookies_back() {
 }
 
 #[tokio::test]
+async fn a_token_may_stand_in_the_query_too() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let path = "/sign_in?a=b%20c&streamgate-resume=3f9a1c55aa0e4d7b&d";
+    let (client, answer) = ask(&gateway, path, &[]).await;
+    assert_eq!(answer.status, 101);
+    let mut leg = upstream.leg().await;
+    assert!(leg.head.starts_with("GET /sign_in?a=b%20c&d HTTP/1.1"), "it does not go upstream: {}", leg.head);
+    client.reset();
+    parked(&gateway, 1.0);
+    leg.send(1, b"while you were away").await;
+    let (mut client, answer) = ask(&gateway, path, &[]).await;
+    assert_eq!(answer.status, 101);
+    assert_eq!(client.frame().await.expect("a message").payload, b"while you were away");
+    let (_other, _) = ask(&gateway, "/sign_in?streamgate-resume=another-token-of-mine", &[]).await;
+    assert!(upstream.leg().await.head.starts_with("GET /sign_in HTTP/1.1"));
+}
+
+#[tokio::test]
 async fn there_is_one_viewer() {
     let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
     let gateway = Gateway::in_front_of(&upstream).start().await;
