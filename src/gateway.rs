@@ -77,6 +77,17 @@ pub(crate) struct Totals {
     random_key: [u8; 32],
 }
 
+/// What outlives a generation.
+struct Lasting {
+    metrics: Metrics,
+    access: AccessLog,
+    clock: Clock,
+    directory: Arc<directory::Directory>,
+    totals: Arc<Totals>,
+    ready: Arc<AtomicBool>,
+    draining: watch::Receiver<bool>,
+}
+
 /// A gateway's configuration with what it refers to, checked and not yet serving: what `streamgate check` looks at.
 pub(crate) struct Checked {
     config: config::Gateway,
@@ -136,37 +147,46 @@ impl Loaded {
     }
 }
 
-impl Shared {
-    /// The first generation.
-    fn first(
-        checked: Checked,
-        metrics: &Metrics,
-        access: AccessLog,
-        clock: &Clock,
-        draining: watch::Receiver<bool>,
-    ) -> Result<Shared, Problems> {
+impl Totals {
+    fn new(metrics: &Metrics) -> Self {
         let mut random_key = [0; 32];
         SystemRandom::new().fill(&mut random_key).expect("the system has randomness");
-        let totals = Totals {
+        Totals {
             n_connections: AtomicUsize::new(0),
             n_sessions: AtomicUsize::new(0),
             next_key: AtomicUsize::new(1),
             metrics: metrics.clone(),
             random_key,
-        };
+        }
+    }
+}
+
+impl Shared {
+    /// A generation made of a configuration and of what outlives it. `tls` is kept from the generation before, if it is.
+    fn new(
+        generation: i64,
+        checked: Checked,
+        tls: Option<TlsAcceptor>,
+        lasting: Lasting,
+    ) -> Result<Shared, Problems> {
         let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
+        let Lasting { metrics, access, clock, directory, totals, ready, draining } = lasting;
         Ok(Shared {
-            generation: 1,
-            functions: functions(&config.upstream),
-            tls: server_tls.map(TlsAcceptor::from),
-            dialer: upstream::Dialer::new(&config.upstream, client_tls, clock, metrics)?,
-            sealer: cookie::Sealer::new(&config.sessions.cookie, &random_key),
-            metrics: metrics.clone(),
+            generation,
+            functions: Functions {
+                default: config.upstream.function_id.clone(),
+                version: config.upstream.function_version_id.clone(),
+                others: config.upstream.functions.clone(),
+            },
+            tls: tls.or(server_tls.map(TlsAcceptor::from)),
+            dialer: upstream::Dialer::new(&config.upstream, client_tls, &clock, &metrics)?,
+            sealer: cookie::Sealer::new(&config.sessions.cookie, &totals.random_key),
+            metrics,
             access,
-            clock: clock.clone(),
-            directory: Arc::default(),
-            totals: Arc::new(totals),
-            ready: Arc::new(AtomicBool::new(true)),
+            clock,
+            directory,
+            totals,
+            ready,
             draining,
             program,
             config,
@@ -175,19 +195,10 @@ impl Shared {
 
     /// The generation after this one.
     fn next(&self, checked: Checked) -> Result<Shared, Problems> {
-        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
         let is_self_signed = |it: &config::Gateway| matches!(it.parts.tls, Some(config::Tls::SelfSigned));
-        let tls = if is_self_signed(&self.config) && is_self_signed(&config) {
-            self.tls.clone() // a browser was told to trust this one
-        } else {
-            server_tls.map(TlsAcceptor::from)
-        };
-        Ok(Shared {
-            generation: self.generation + 1,
-            functions: functions(&config.upstream),
-            tls,
-            dialer: upstream::Dialer::new(&config.upstream, client_tls, &self.clock, &self.metrics)?,
-            sealer: cookie::Sealer::new(&config.sessions.cookie, &self.totals.random_key),
+        let stays = is_self_signed(&self.config) && is_self_signed(&checked.config);
+        let tls = self.tls.clone().filter(|_| stays); // a browser was told to trust this one
+        let lasting = Lasting {
             metrics: self.metrics.clone(),
             access: self.access.clone(),
             clock: self.clock.clone(),
@@ -195,9 +206,8 @@ impl Shared {
             totals: Arc::clone(&self.totals),
             ready: Arc::clone(&self.ready),
             draining: self.draining.clone(),
-            program,
-            config,
-        })
+        };
+        Shared::new(self.generation + 1, checked, tls, lasting)
     }
 
     /// Whether browsers speak TLS, be it with the gateway or with what stands in front of it.
@@ -227,7 +237,16 @@ impl Gateway {
         })?;
         let address = listener.local_addr().expect("a bound socket has an address");
         let (drain, draining) = watch::channel(false);
-        let shared = Shared::first(checked, metrics, access, clock, draining)?;
+        let lasting = Lasting {
+            metrics: metrics.clone(),
+            access,
+            clock: clock.clone(),
+            directory: Arc::default(),
+            totals: Arc::new(Totals::new(metrics)),
+            ready: Arc::new(AtomicBool::new(true)),
+            draining,
+        };
+        let shared = Shared::new(1, checked, None, lasting)?;
         metrics.generation(shared.generation);
         Ok(Gateway { generations: watch::Sender::new(Arc::new(shared)), listener, address, drain })
     }
@@ -318,14 +337,6 @@ impl Reloader {
         old.metrics.generation(new.generation);
         self.0.send_replace(Arc::new(new));
         Ok(warnings)
-    }
-}
-
-fn functions(upstream: &config::Upstream) -> Functions {
-    Functions {
-        default: upstream.function_id.clone(),
-        version: upstream.function_version_id.clone(),
-        others: upstream.functions.clone(),
     }
 }
 

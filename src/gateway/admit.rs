@@ -212,14 +212,15 @@ pub(crate) fn take_session(headers: &mut HeaderMap) -> (Option<String>, bool) {
     (header.or(from_cookie).filter(|it| !it.is_empty() && it.len() <= 128), forgets)
 }
 
-/// The cookie that brings the browser back into its session, whose name at NVCF is `request`.
-pub(crate) fn cookie(
+/// Gives the cookie that brings the browser back into its session, whose name at NVCF is `request`.
+pub(crate) fn give_cookie(
     shared: &Shared,
     exchange: &Exchange,
     function: &Function,
     seat: &Seat,
     request: &str,
-) -> String {
+    headers: &mut HeaderMap,
+) {
     let ticket = Ticket {
         session: seat.session,
         generation: seat.generation,
@@ -229,7 +230,12 @@ pub(crate) fn cookie(
         function: function.id.clone(),
         expires: shared.sealer.expiry(shared.clock.unix()),
     };
-    shared.sealer.set(&ticket, &exchange.path, exchange.tls)
+    set_cookie(headers, &shared.sealer.set(&ticket, &exchange.path, exchange.tls));
+}
+
+/// Takes that cookie away.
+pub(crate) fn take_cookie(shared: &Shared, exchange: &Exchange, headers: &mut HeaderMap) {
+    set_cookie(headers, &shared.sealer.clear(&exchange.path, exchange.tls));
 }
 
 /// The same for an answer over plain HTTP, which names a session or takes one away.
@@ -242,15 +248,16 @@ pub(crate) fn keep_session(
     headers: &mut HeaderMap,
 ) {
     let (request, forgets) = take_session(headers);
-    let cookie = match request {
-        Some(request) if resume.mode != ResumeMode::Off => cookie(shared, exchange, function, seat, &request),
-        _ if forgets => shared.sealer.clear(&exchange.path, exchange.tls),
-        _ => return,
-    };
-    set_cookie(headers, &cookie);
+    match request {
+        Some(request) if resume.mode != ResumeMode::Off => {
+            give_cookie(shared, exchange, function, seat, &request, headers);
+        }
+        _ if forgets => take_cookie(shared, exchange, headers),
+        _ => {}
+    }
 }
 
-pub(crate) fn set_cookie(headers: &mut HeaderMap, cookie: &str) {
+fn set_cookie(headers: &mut HeaderMap, cookie: &str) {
     if let Ok(cookie) = HeaderValue::from_str(cookie) {
         headers.append(SET_COOKIE, cookie);
     }

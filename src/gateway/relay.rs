@@ -286,9 +286,9 @@ impl Keeper {
         }
     }
 
-    /// Whether a browser that comes back can be given all that it has missed, and the upstream has whole messages only.
-    /// The message that was under way is forgotten.
-    fn is_whole(&mut self) -> bool {
+    /// Forgets the browser's message that was under way. True when a browser that comes back can be given all that it has
+    /// missed, and the upstream has whole messages only.
+    fn let_go(&mut self) -> bool {
         self.gather.forget();
         self.gather.is_whole() && (self.overflow == Overflow::DropOldest || !self.backlog.has_gap())
     }
@@ -580,7 +580,7 @@ impl Relay {
         let mut old = LegState::new(None, Sender::Client);
         std::mem::swap(&mut old, &mut self.legs[Leg::Browser as usize]);
         self.legs[Leg::Browser as usize].n_bytes = old.n_bytes;
-        let is_whole = self.keeper.as_mut().is_some_and(Keeper::is_whole);
+        let is_whole = self.keeper.as_mut().is_some_and(Keeper::let_go);
         if is_whole {
             self.send_waiting(Leg::Upstream); // no rest of a message comes that they would have to wait for
         }

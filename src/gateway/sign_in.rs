@@ -58,8 +58,7 @@ async fn about(
         if entry.is_none() && request.is_empty() {
             return Err(Stop::Reject(Code::SessionUnknown.into()));
         }
-        let cookie = admit::cookie(shared, exchange, &function, &seat, &request);
-        admit::set_cookie(&mut headers, &cookie);
+        admit::give_cookie(shared, exchange, &function, &seat, &request, &mut headers);
         return Ok(LocalResponse { status: StatusCode::OK, headers, body: Bytes::new() });
     }
     if let Some(entry) = entry {
@@ -70,7 +69,7 @@ async fn about(
         admit::sign(shared, &route.resume, &mut upstream, &function, None).map_err(Stop::Reject)?;
         end(shared, upstream, &request).await.map_err(|it| Stop::Reject(respond::rescue_dial(&it)))?;
     }
-    admit::set_cookie(&mut headers, &shared.sealer.clear(&exchange.path, exchange.tls));
+    admit::take_cookie(shared, exchange, &mut headers);
     Ok(LocalResponse { status: StatusCode::NO_CONTENT, headers, body: Bytes::new() })
 }
 

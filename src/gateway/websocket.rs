@@ -321,8 +321,7 @@ async fn attach(
     let generation = entry.generation() + 1;
     let seat = Seat { session: admitted.seat.session, generation, began: entry.began };
     let mut headers = http::HeaderMap::new();
-    let cookie = admit::cookie(shared, exchange, &admitted.function, &seat, &entry.request);
-    admit::set_cookie(&mut headers, &cookie);
+    admit::give_cookie(shared, exchange, &admitted.function, &seat, &entry.request, &mut headers);
     let Some(bytes) = accepted(worker, exchange, route, admitted, headers, entry.subprotocol.as_deref())
     else {
         return Attached::Refused(Refused { conn, early, is_taken: false });
@@ -493,12 +492,11 @@ fn answer(
         ResumeMode::Reconnect if !has_name => {}
         ResumeMode::Off => {}
         ResumeMode::Reattach | ResumeMode::Reconnect => {
-            let cookie = admit::cookie(shared, exchange, &admitted.function, &seat, &request);
-            admit::set_cookie(&mut headers, &cookie);
+            admit::give_cookie(shared, exchange, &admitted.function, &seat, &request, &mut headers);
         }
     }
     if forgets && !has_name && route.resume.mode != ResumeMode::Reattach {
-        admit::set_cookie(&mut headers, &shared.sealer.clear(&exchange.path, exchange.tls));
+        admit::take_cookie(shared, exchange, &mut headers);
     }
     let bytes = accepted(worker, exchange, route, admitted, headers, subprotocol.as_deref())
         .ok_or_else(|| Rejection::because(Code::PluginFailed, "a plugin failed on the 101"))?;
