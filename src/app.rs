@@ -45,6 +45,8 @@ pub struct Addresses {
     pub media: Option<SocketAddr>,
     /// The local front door's.
     pub frontdoor: Option<SocketAddr>,
+    /// The gateway's, for other replicas.
+    pub replicas: Option<SocketAddr>,
 }
 
 /// Puts a new configuration in the place of the gateway's, while it serves. Sessions go on as they are.
@@ -168,6 +170,7 @@ impl App {
                 let access = AccessLog::new(config.log.access, config.log.json, &metrics);
                 let gateway = Gateway::bind(checked, copy(|it| &it.gateway), &metrics, access, &clock)?;
                 addresses.gateway = Some(gateway.address());
+                addresses.replicas = gateway.replicas();
                 ready = gateway.ready();
                 Some(gateway)
             }

@@ -159,6 +159,7 @@ fn serve(file: &File, role: Role) -> Result<(), Failure> {
         for (service, address) in [
             ("gateway", it.gateway),
             ("admin", it.admin),
+            ("replicas", it.replicas),
             ("front door", it.frontdoor),
             ("control server", it.control),
             ("signalling", it.signaling),

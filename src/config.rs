@@ -56,6 +56,8 @@ pub struct Gateway {
     pub upstream: Upstream,
     /// The life of sessions.
     pub sessions: Sessions,
+    /// What replicas share; `None`: there is no other.
+    pub directory: Option<Directory>,
     /// What refers to more than is written in the configuration itself.
     pub parts: Parts,
 }
@@ -179,6 +181,19 @@ pub struct Sessions {
     pub cookie: Cookie,
     /// Time between SIGTERM and the end.
     pub drain_timeout: Duration,
+}
+
+/// The directory of sessions that replicas share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    /// The Redis or Valkey server.
+    pub url: Secret,
+    /// Where other replicas reach this one; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// What they are told instead of the address in `listen`; `None`: the one on the way to the server.
+    pub advertise: Option<IpAddr>,
+    /// Time for one request to the server, or to another replica.
+    pub timeout: Duration,
 }
 
 /// What becomes of a second browser for a session.

@@ -12,8 +12,10 @@ mod http;
 mod page;
 mod relay;
 mod respond;
+mod sealing;
 mod sign_in;
 mod tls;
+mod tunnel;
 mod upstream;
 mod websocket;
 mod worker;
@@ -24,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::clock::Clock;
@@ -40,6 +42,13 @@ pub(crate) struct Gateway {
     listener: std::net::TcpListener,
     address: SocketAddr,
     drain: watch::Sender<bool>,
+    replicas: Option<Replicas>,
+}
+
+/// What a gateway with other replicas has besides.
+struct Replicas {
+    registry: Arc<directory::Redis>,
+    host: directory::Host,
 }
 
 /// Puts a new configuration in the place of the old one, while the gateway serves.
@@ -106,8 +115,13 @@ pub(crate) struct Loaded {
 impl Checked {
     /// Loads and checks everything that a configuration refers to.
     pub(crate) fn new(config: config::Gateway, clock: &Clock) -> Result<Checked, Problems> {
-        let loaded = Loaded::new(&config.parts, clock)?;
-        Ok(Checked { config, loaded })
+        let loaded = Loaded::new(&config.parts, clock);
+        if let Some(Err(problem)) = config.directory.as_ref().map(|it| directory::Redis::client(&it.url)) {
+            let mut problems = loaded.err().unwrap_or_default();
+            problems.push(problem);
+            return Err(problems);
+        }
+        Ok(Checked { config, loaded: loaded? })
     }
 
     /// Where the port is passed from one process to the next.
@@ -237,18 +251,23 @@ impl Gateway {
         })?;
         let address = listener.local_addr().expect("a bound socket has an address");
         let (drain, draining) = watch::channel(false);
+        let replicas = Replicas::bind(config, metrics, clock)?;
+        let registry: Arc<dyn directory::Registry> = match &replicas {
+            Some(it) => Arc::clone(&it.registry) as Arc<dyn directory::Registry>,
+            None => Arc::new(directory::Alone),
+        };
         let lasting = Lasting {
             metrics: metrics.clone(),
             access,
             clock: clock.clone(),
-            directory: Arc::default(),
+            directory: Arc::new(directory::Directory::new(registry)),
             totals: Arc::new(Totals::new(metrics)),
             ready: Arc::new(AtomicBool::new(true)),
             draining,
         };
         let shared = Shared::new(1, checked, None, lasting)?;
         metrics.generation(shared.generation);
-        Ok(Gateway { generations: watch::Sender::new(Arc::new(shared)), listener, address, drain })
+        Ok(Gateway { generations: watch::Sender::new(Arc::new(shared)), listener, address, drain, replicas })
     }
 
     /// What replaces the configuration of this gateway.
@@ -259,6 +278,11 @@ impl Gateway {
     /// Where browsers connect.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where other replicas connect.
+    pub(crate) fn replicas(&self) -> Option<SocketAddr> {
+        self.replicas.as_ref().map(|it| it.host.address())
     }
 
     /// The listening socket, once more.
@@ -289,7 +313,8 @@ impl Gateway {
                     .expect("a thread can be started")
             })
             .collect();
-        Running { generations: self.generations, drain: self.drain, workers }
+        let replicas = self.replicas.map(|it| it.start(Arc::clone(&shared.directory)));
+        Running { generations: self.generations, drain: self.drain, workers, replicas }
     }
 }
 
@@ -298,6 +323,14 @@ pub(crate) struct Running {
     generations: watch::Sender<Arc<Shared>>,
     drain: watch::Sender<bool>,
     workers: Vec<std::thread::JoinHandle<()>>,
+    replicas: Option<WithReplicas>,
+}
+
+/// Other replicas are told and answered.
+struct WithReplicas {
+    told: tokio::task::JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    answered: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -313,7 +346,37 @@ impl Running {
                 tracing::error!("A worker ended with a panic.");
             }
         }
+        if let Some(WithReplicas { told, stop, answered }) = self.replicas {
+            // The sessions are over: the others are told, and need not ask here any more.
+            stop.send(()).ok(); // one that has ended needs no telling
+            if tokio::runtime::Handle::current().block_on(told).is_err() {
+                tracing::error!("Other replicas could not be told.");
+            }
+            answered.abort();
+        }
         shared.access.flush();
+    }
+}
+
+impl Replicas {
+    fn bind(config: &config::Gateway, metrics: &Metrics, clock: &Clock) -> Result<Option<Replicas>, Problem> {
+        let (Some(directory), Some(secret)) = (&config.directory, &config.sessions.cookie.key) else {
+            return Ok(None);
+        };
+        let listener = listen(directory.listen).map_err(|error| {
+            let subject = format!("directory.listen = \"{}\"", directory.listen);
+            Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
+        })?;
+        let host = directory::Host::new(listener, secret.expose(), clock);
+        let registry = directory::Redis::new(directory, secret.expose(), &host, clock, metrics)?;
+        Ok(Some(Replicas { registry: Arc::new(registry), host }))
+    }
+
+    fn start(self, directory: Arc<directory::Directory>) -> WithReplicas {
+        let Replicas { registry, host } = self;
+        let (stop, stopped) = oneshot::channel();
+        let told = tokio::spawn(async move { registry.run(async { drop(stopped.await) }).await });
+        WithReplicas { told, stop, answered: tokio::spawn(host.serve(directory)) }
     }
 }
 
@@ -327,6 +390,9 @@ impl Reloader {
         let mut warnings = Vec::new();
         if config.listen.address != old.config.listen.address || config.workers != old.config.workers {
             warnings.push("`listen.address` and `workers` change at the next start".to_owned());
+        }
+        if config.directory != old.config.directory {
+            warnings.push("`[directory]` changes at the next start".to_owned());
         }
         let loaded = Checked::new(config, &old.clock).and_then(|checked| {
             warnings.extend(checked.loaded.warnings.iter().cloned());

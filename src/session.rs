@@ -78,6 +78,8 @@ pub(crate) enum Loss {
     Reset,
     /// Nothing came for too long.
     Silence,
+    /// Another browser takes its place, in a moment.
+    Replaced,
 }
 
 /// What the session wants.
@@ -501,7 +503,7 @@ impl Loss {
     const fn passed_on(self) -> Ending {
         match self {
             Loss::Reset => Ending::Reset,
-            Loss::Fin | Loss::Silence => Ending::Close,
+            Loss::Fin | Loss::Silence | Loss::Replaced => Ending::Close,
         }
     }
 
@@ -511,6 +513,7 @@ impl Loss {
             Loss::Fin => "closed",
             Loss::Reset => "reset",
             Loss::Silence => "silent",
+            Loss::Replaced => "replaced",
         }
     }
 }

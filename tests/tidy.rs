@@ -9,6 +9,7 @@ const HOMES: &[(&str, &str)] = &[
     ("mlua", "src/lua"),
     ("pingora", "src/gateway"),
     ("prometheus", "src/telemetry"),
+    ("redis", "src/gateway"),
     ("rtc", "src/streaming"),
     ("toml", "src/config"),
     ("webrtc", "src/streaming"),

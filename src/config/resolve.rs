@@ -10,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 use crate::config::node::{Node, Table, Value, parse};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
-    Admin, Config, Cookie, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Overflow, Parse, Parts,
-    Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume, ResumeMode, Route,
-    SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
+    Admin, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Overflow,
+    Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume, ResumeMode,
+    Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
 };
 use crate::secret::Secret;
 
@@ -123,6 +123,7 @@ impl<'a> Reader<'a> {
         let upstream = self.upstream();
         let parts = self.parts(upstream.as_ref().map(|it| &it.server));
         let sessions = self.sessions(listen.as_ref(), parts.as_ref());
+        let directory = self.directory();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Some(Gateway {
             reload: reload?,
@@ -133,6 +134,7 @@ impl<'a> Reader<'a> {
             listen: listen?,
             upstream: upstream?,
             sessions: sessions?,
+            directory: directory?,
             parts: parts?,
         })
     }
@@ -277,6 +279,44 @@ impl<'a> Reader<'a> {
             handshake_timeout: handshake_timeout?,
             pool: pool?,
         })
+    }
+
+    fn directory(&self) -> Option<Option<Directory>> {
+        let key = "directory.url";
+        let listen = self.address("directory.listen", None);
+        let advertise = self.optional("directory.advertise");
+        let timeout = self.positive("directory.timeout");
+        let is_literal =
+            |it: &Node| matches!(&it.value, Value::Text(it) if it == "memory:" || it.contains("://"));
+        let url = match self.written(key) {
+            None => return Some(None),
+            Some(node) if is_literal(&node) => Secret::new(self.parse::<String>(key, &node)?),
+            Some(_) => self.secret(key)??,
+        };
+        let node = self.written(key)?;
+        let place = || node.place.clone();
+        let (scheme, rest) = url.expose().split_once(':')?;
+        match scheme {
+            "memory" => return Some(None),
+            "redis" | "rediss" | "valkey" | "valkeys" => {}
+            _ => {
+                let message = "expected `memory:`, `redis://host:port` or `rediss://host:port`";
+                return self.fail(place(), key, message);
+            }
+        }
+        let has_password =
+            rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':') && !user.ends_with(':'));
+        if has_password && matches!(node.place, Place::File { .. }) && is_literal(&node) {
+            self.note(place(), key, "has a password in it; write the URL into a variable or a file of its own: `env:NAME` or `file:PATH`");
+        }
+        if self.written("sessions.cookie.key").is_none() {
+            self.note(
+                place(),
+                key,
+                "replicas need a key in common: set `sessions.cookie.key`, the same on all of them",
+            );
+        }
+        Some(Some(Directory { url, listen: listen?, advertise: advertise?, timeout: timeout? }))
     }
 
     fn sessions(&self, listen: Option<&Listen>, parts: Option<&Parts>) -> Option<Sessions> {

@@ -136,6 +136,15 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("sessions.drain.timeout", "duration", "\"8s\"",
         "Time between SIGTERM and the end of the process, in which sessions are told to come back (Close 1012). Under Docker's 10 s, so that the Close is really sent."),
 
+    setting("directory.url", "`memory:`, or the URL of a Redis or Valkey server", "\"memory:\"",
+        "Where replicas find each other's sessions: `redis://host:6379/0`, or `rediss://` for TLS. `memory:`: there is no other replica. A URL with a password is a secret: `env:NAME` or `file:PATH`. Needs `sessions.cookie.key`."),
+    setting("directory.listen", "address:port", "\"0.0.0.0:0\"",
+        "Where other replicas reach this one to hand over a browser whose session is here; encrypted, and only for replicas with the same `sessions.cookie.key`. Port 0: the system chooses, and the directory tells the others."),
+    setting("directory.advertise", "IP address", "",
+        "The address that other replicas are told, such as that of the pod. Absent: that of `directory.listen`, or the one on the way to the server."),
+    setting("directory.timeout", "duration", "\"500ms\"",
+        "Longest wait for the server, and as long again for another replica. A browser then reconnects, or gets a new session."),
+
     setting("plugins.paths", "list of paths", "[\"plugins\"]",
         "Folders with plugins, searched in this order; the plugins built into the binary come last."),
     setting("plugins.memory", "size", "\"32MiB\"",

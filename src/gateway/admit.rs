@@ -72,6 +72,8 @@ pub(crate) struct Seat {
     pub(crate) generation: u32,
     /// When the session began, in seconds since the Unix epoch.
     pub(crate) began: u64,
+    /// Its id was made for this request, so that nobody can have a session with it.
+    pub(crate) is_new: bool,
 }
 
 /// The session that the browser's cookie brings back: its own, with this function. One that was forged, has expired or is
@@ -95,6 +97,11 @@ pub(crate) fn ticket(
 }
 
 impl Seat {
+    /// A session that begins now.
+    pub(crate) fn new(now: u64) -> Self {
+        Seat { session: SessionId::random(), generation: 0, began: now, is_new: true }
+    }
+
     /// The session that the browser names by a token of its own, or by its cookie; else a new one.
     pub(crate) fn of(exchange: &Exchange, function: &Function, ticket: Option<&Ticket>, now: u64) -> Self {
         let in_query = parameters(exchange).filter_map(|it| it.strip_prefix(RESUME_PARAMETER));
@@ -104,9 +111,12 @@ impl Seat {
             .map(|it| SessionId::of_token(exchange.principal_id(), &function.id, it));
         match ticket {
             Some(it) if named.is_none_or(|id| id == it.session) => {
-                Seat { session: it.session, generation: it.generation, began: it.began }
+                Seat { session: it.session, generation: it.generation, began: it.began, is_new: false }
             }
-            _ => Seat { session: named.unwrap_or_else(SessionId::random), generation: 0, began: now },
+            _ => match named {
+                Some(session) => Seat { session, generation: 0, began: now, is_new: false },
+                None => Seat::new(now),
+            },
         }
     }
 }

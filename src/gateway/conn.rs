@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::clock::Clock;
+use crate::gateway::tunnel::Tunnel;
 use crate::gateway::worker::Counted;
 use crate::session::Sent;
 
@@ -39,6 +40,8 @@ enum Io {
     Plain(Tcp),
     /// Boxed: its state is large, and most of a gateway's connections may be plain.
     Tls(Box<TlsStream<Tcp>>),
+    /// A browser that has come to another replica.
+    Tunnel(Box<Tunnel>),
 }
 
 /// A TCP connection that counts what was written to it.
@@ -66,15 +69,26 @@ impl Conn {
         Conn { io: Io::Tls(Box::new(tls.into())), counted: None, holds_next: false, held: Vec::new() }
     }
 
+    /// A browser's connection at another replica.
+    pub(crate) fn tunnel(tunnel: Tunnel) -> Self {
+        Conn { io: Io::Tunnel(Box::new(tunnel)), counted: None, holds_next: false, held: Vec::new() }
+    }
+
     /// Counts as a browser's connection from now on.
     pub(crate) fn count(&mut self, counted: Counted) {
         self.counted = Some(counted);
+    }
+
+    /// Whether the browser is at another replica.
+    pub(crate) fn is_tunnel(&self) -> bool {
+        matches!(self.io, Io::Tunnel(_))
     }
 
     fn tcp(&self) -> &Tcp {
         match &self.io {
             Io::Plain(tcp) => tcp,
             Io::Tls(tls) => tls.get_ref().0,
+            Io::Tunnel(tunnel) => tunnel.stream.get_ref().0,
         }
     }
 
@@ -86,11 +100,15 @@ impl Conn {
                 Sent::Sealed(tls.get_ref().0.written)
             }
             Io::Tls(_) => Sent::Unknown,
+            Io::Tunnel(tunnel) => Sent::Plain(tunnel.written + n_waiting as u64),
         }
     }
 
     /// Where the last byte stands that the peer's kernel has acknowledged; also right after the connection broke.
     pub(crate) fn acknowledged(&self) -> u64 {
+        if let Io::Tunnel(tunnel) = &self.io {
+            return tunnel.acknowledged;
+        }
         get_tcp_info(self.id()).map_or(0, |it| it.tcpi_bytes_acked)
     }
 
@@ -99,6 +117,7 @@ impl Conn {
         let tcp = match &mut self.io {
             Io::Plain(tcp) => tcp,
             Io::Tls(tls) => tls.get_mut().0,
+            Io::Tunnel(tunnel) => tunnel.stream.get_mut().0,
         };
         let copy = SockRef::from(&tcp.stream).try_clone()?;
         tcp.stream = TcpStream::from_std(copy.into())?;
@@ -141,6 +160,7 @@ impl Conn {
             let written = match &mut self.io {
                 Io::Plain(tcp) => ready!(Pin::new(tcp).poll_write_vectored(cx, &parts))?,
                 Io::Tls(tls) => ready!(Pin::new(tls).poll_write_vectored(cx, &parts))?,
+                Io::Tunnel(tunnel) => ready!(tunnel.poll_write(cx, &self.held))?,
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -159,6 +179,7 @@ impl Conn {
             _ if bytes.is_empty() => Poll::Ready(Ok(0)),
             Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Io::Tunnel(tunnel) => tunnel.poll_write(cx, bytes),
         }
     }
 }
@@ -219,6 +240,7 @@ impl AsyncRead for Conn {
         match &mut self.get_mut().io {
             Io::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Io::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Io::Tunnel(tunnel) => tunnel.poll_read(cx, buf),
         }
     }
 }
@@ -239,6 +261,7 @@ impl AsyncWrite for Conn {
         match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Io::Tunnel(tunnel) => Pin::new(&mut tunnel.stream).poll_flush(cx),
         }
     }
 
@@ -248,6 +271,7 @@ impl AsyncWrite for Conn {
         match &mut this.io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Io::Tunnel(tunnel) => Pin::new(&mut tunnel.stream).poll_shutdown(cx),
         }
     }
 }

@@ -5,18 +5,15 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config;
 use crate::config::SameSite;
 use crate::gateway::directory::SessionId;
+use crate::gateway::sealing::{Sealing, put};
 
 /// Seals and opens the cookie.
 pub(crate) struct Sealer {
-    key: LessSafeKey,
-    random: SystemRandom,
+    sealing: Sealing,
     name: String,
     same_site: SameSite,
     max_age: Duration,
@@ -42,7 +39,7 @@ pub(crate) struct Ticket {
 }
 
 /// Distinguishes this form of a cookie from later ones, and its key from the same secret's other uses.
-const FORM: &[u8] = b"streamgate session cookie 2";
+const FORM: &[u8] = b"streamgate session cookie 3";
 
 /// Longest cookie that is looked at.
 const LONGEST: usize = 2048;
@@ -50,20 +47,11 @@ const LONGEST: usize = 2048;
 impl Sealer {
     /// A sealer for the configured key, or for this process's own.
     pub(crate) fn new(config: &config::Cookie, own_key: &[u8; 32]) -> Self {
-        let random = SystemRandom::new();
-        let mut key = *own_key;
-        if let Some(secret) = &config.key {
-            let material = [FORM, secret.expose().as_bytes()].concat();
-            key.copy_from_slice(digest(&SHA256, &material).as_ref());
-        }
-        let key = UnboundKey::new(&AES_256_GCM, &key).expect("the key has the algorithm's length");
-        Sealer {
-            key: LessSafeKey::new(key),
-            random,
-            name: config.name.clone(),
-            same_site: config.same_site,
-            max_age: config.max_age,
-        }
+        let sealing = match &config.key {
+            Some(secret) => Sealing::derived(FORM, secret.expose()),
+            None => Sealing::new(own_key),
+        };
+        Sealer { sealing, name: config.name.clone(), same_site: config.same_site, max_age: config.max_age }
     }
 
     /// The cookie's name.
@@ -84,15 +72,9 @@ impl Sealer {
         bytes.extend_from_slice(&ticket.began.to_be_bytes());
         bytes.extend_from_slice(&ticket.expires.to_be_bytes());
         for part in [&ticket.request, &ticket.principal, &ticket.function] {
-            bytes.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes());
-            bytes.extend_from_slice(part.as_bytes());
+            put(&mut bytes, part.as_bytes());
         }
-        let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).expect("the system has randomness");
-        self.key
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(FORM), &mut bytes)
-            .expect("a ticket is shorter than the algorithm's limit");
-        let sealed = URL_SAFE_NO_PAD.encode([&nonce[..], &bytes].concat());
+        let sealed = URL_SAFE_NO_PAD.encode(self.sealing.seal(FORM, bytes));
         self.attributes(&sealed, self.max_age.as_secs(), path, tls)
     }
 
@@ -107,25 +89,15 @@ impl Sealer {
             return None;
         }
         let mut bytes = URL_SAFE_NO_PAD.decode(value).ok()?;
-        let (nonce, sealed) = bytes.split_at_mut_checked(NONCE_LEN)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut rest: &[u8] = self.key.open_in_place(nonce, Aad::from(FORM), sealed).ok()?;
-        let session = SessionId(take(&mut rest, 16)?.try_into().ok()?);
-        let generation = u32::from_be_bytes(take(&mut rest, 4)?.try_into().ok()?);
-        let began = u64::from_be_bytes(take(&mut rest, 8)?.try_into().ok()?);
-        let expires = u64::from_be_bytes(take(&mut rest, 8)?.try_into().ok()?);
-        let mut text = || {
-            let len = u16::from_be_bytes(take(&mut rest, 2)?.try_into().ok()?);
-            String::from_utf8(take(&mut rest, usize::from(len))?.to_vec()).ok()
-        };
+        let mut fields = self.sealing.open(FORM, &mut bytes)?;
         let ticket = Ticket {
-            session,
-            generation,
-            began,
-            request: text()?,
-            principal: text()?,
-            function: text()?,
-            expires,
+            session: SessionId(fields.exactly()?),
+            generation: u32::from_be_bytes(fields.exactly()?),
+            began: u64::from_be_bytes(fields.exactly()?),
+            expires: u64::from_be_bytes(fields.exactly()?),
+            request: fields.text()?,
+            principal: fields.text()?,
+            function: fields.text()?,
         };
         (ticket.expires > now).then_some(ticket)
     }
@@ -149,12 +121,6 @@ impl Sealer {
         .expect("a string takes every write");
         cookie
     }
-}
-
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
-    let (head, tail) = rest.split_at_checked(len)?;
-    *rest = tail;
-    Some(head)
 }
 
 #[cfg(test)]

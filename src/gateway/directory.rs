@@ -1,4 +1,9 @@
-//! The sessions of this process, by id, so that a browser that comes back on any worker finds the one that it left.
+//! Which sessions there are and how to reach them, so that a browser that comes back on any worker of any replica finds
+//! the one that it left.
+
+mod peer;
+mod redis;
+mod registry;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -7,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 use ring::digest::{SHA256, digest};
@@ -20,16 +26,33 @@ use crate::gateway::conn::Conn;
 use crate::session::Stop;
 use crate::telemetry::Sessions;
 
+pub(crate) use self::peer::{Handed, Host, Offered, Peers};
+pub(crate) use self::redis::Redis;
+pub(crate) use self::registry::{Alone, Elsewhere, Registry};
+
 /// Names a session; 16 bytes that nobody can guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SessionId(pub(crate) [u8; 16]);
 
-/// All sessions of this process.
-#[derive(Default)]
-pub(crate) struct Directory(Mutex<HashMap<SessionId, Arc<Entry>>>);
+/// All sessions of this process, and the way to those of other replicas.
+pub(crate) struct Directory {
+    entries: Mutex<HashMap<SessionId, Arc<Entry>>>,
+    registry: Arc<dyn Registry>,
+}
 
-/// What others know of a session, and how they reach it.
+/// A session of this process, and how it is reached.
 pub(crate) struct Entry {
+    id: SessionId,
+    pub(crate) about: About,
+    generation: AtomicU32,
+    is_attached: AtomicBool,
+    mail: Mutex<Option<VecDeque<Mail>>>,
+    waker: AtomicWaker,
+}
+
+/// What stays the same of a session as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct About {
     pub(crate) identity: Identity,
     /// The subprotocol that was agreed on; a browser that comes back must offer it again.
     pub(crate) subprotocol: Option<Box<str>>,
@@ -37,10 +60,6 @@ pub(crate) struct Entry {
     pub(crate) request: Box<str>,
     /// When it began, in seconds since the Unix epoch.
     pub(crate) began: u64,
-    generation: AtomicU32,
-    is_attached: AtomicBool,
-    mail: Mutex<Option<VecDeque<Mail>>>,
-    waker: AtomicWaker,
 }
 
 /// Whose session it is, and which request opened it.
@@ -52,6 +71,14 @@ pub(crate) struct Identity {
     pub(crate) target: Box<str>,
 }
 
+/// Where a session is.
+pub(crate) enum Found {
+    /// In this process.
+    Here(Arc<Entry>),
+    /// In another replica.
+    There(Box<Elsewhere>),
+}
+
 /// What is asked of a session.
 pub(crate) enum Mail {
     /// A browser has come back.
@@ -60,6 +87,8 @@ pub(crate) enum Mail {
     Stop(Stop, oneshot::Sender<()>),
     /// The gateway is about to end, and waits for it until this time.
     Drain(Instant),
+    /// As many bytes of what was sent to the browser before have arrived.
+    Arrived(u64),
 }
 
 /// A browser that wants to come back.
@@ -85,7 +114,6 @@ pub(crate) struct Refused {
 /// An entry that is in the directory as long as this lives.
 pub(crate) struct Listed {
     directory: Arc<Directory>,
-    id: SessionId,
     pub(crate) entry: Arc<Entry>,
 }
 
@@ -118,25 +146,58 @@ impl SessionId {
 }
 
 impl Directory {
-    /// The session with this id.
+    /// An empty one.
+    pub(crate) fn new(registry: Arc<dyn Registry>) -> Self {
+        Directory { entries: Mutex::default(), registry }
+    }
+
+    /// The session with this id, if it is in this process.
     pub(crate) fn find(&self, id: SessionId) -> Option<Arc<Entry>> {
         self.entries().get(&id).cloned()
     }
 
+    /// The session with this id, wherever it is, as far as that can be told within a bounded time.
+    pub(crate) async fn seek(&self, id: SessionId) -> Option<Found> {
+        match self.find(id) {
+            Some(entry) => Some(Found::Here(entry)),
+            None => self.registry.locate(id).await.map(|it| Found::There(Box::new(it))),
+        }
+    }
+
     /// Lists a session. One that had the same id is not listed any more and asked to end; with `viewer` set to refuse, it
     /// stays when its browser is there, and nothing is listed.
-    pub(crate) fn list(self: &Arc<Self>, id: SessionId, entry: Entry, viewer: Viewer) -> Option<Listed> {
+    pub(crate) fn list(self: &Arc<Self>, entry: Entry, viewer: Viewer) -> Option<Listed> {
         let entry = Arc::new(entry);
         let mut entries = self.entries();
-        if viewer == Viewer::Refuse && entries.get(&id).is_some_and(|it| it.is_attached()) {
+        if viewer == Viewer::Refuse && entries.get(&entry.id).is_some_and(|it| it.is_attached()) {
             return None;
         }
-        let before = entries.insert(id, Arc::clone(&entry));
+        let before = entries.insert(entry.id, Arc::clone(&entry));
         drop(entries);
         if let Some(before) = before {
             drop(before.stop(Stop::Replaced));
         }
-        Some(Listed { directory: Arc::clone(self), id, entry })
+        Some(Listed { directory: Arc::clone(self), entry })
+    }
+
+    /// Tells the other replicas of a session whose id nobody else can have yet.
+    pub(crate) fn announce(&self, entry: &Arc<Entry>) {
+        self.registry.changed(entry);
+    }
+
+    /// Makes the other replicas know that the session with this id is here, and the one that had it end it. False when a
+    /// browser is attached to it there, and stays.
+    pub(crate) async fn take_over(&self, entry: &Arc<Entry>, viewer: Viewer) -> bool {
+        self.registry.take_over(entry, viewer).await
+    }
+
+    /// Tells a session which browser is there now: the one of this generation, or none.
+    pub(crate) fn note_browser(&self, entry: &Arc<Entry>, generation: Option<u32>) {
+        entry.is_attached.store(generation.is_some(), Ordering::Relaxed);
+        if let Some(generation) = generation {
+            entry.generation.store(generation, Ordering::Relaxed);
+        }
+        self.registry.changed(entry);
     }
 
     /// Tells all sessions that the gateway is about to end.
@@ -146,31 +207,88 @@ impl Directory {
         }
     }
 
+    /// A session has ended: it takes no more mail, and nobody finds it any more.
+    pub(crate) fn close(&self, entry: &Arc<Entry>) {
+        entry.close();
+        let mut entries = self.entries();
+        if entries.get(&entry.id).is_some_and(|it| Arc::ptr_eq(it, entry)) {
+            entries.remove(&entry.id);
+        }
+        drop(entries);
+        self.registry.ended(entry);
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Entry>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+#[async_trait]
 impl Sessions for Directory {
     fn list(&self) -> Vec<serde_json::Value> {
-        let describe = |(id, entry): (&SessionId, &Arc<Entry>)| {
+        let describe = |entry: &Arc<Entry>| {
             json!({
-                "id": id.to_string(),
-                "principal": entry.identity.principal,
-                "function": entry.identity.function,
+                "id": entry.id.to_string(),
+                "principal": entry.about.identity.principal,
+                "function": entry.about.identity.function,
                 "state": if entry.is_attached() { "attached" } else { "parked" },
-                "began": entry.began,
+                "began": entry.about.began,
             })
         };
-        self.entries().iter().map(describe).collect()
+        self.entries().values().map(describe).collect()
     }
 
-    fn end(&self, id: &str) -> bool {
-        let entry = SessionId::parse(id).and_then(|it| self.find(it));
-        entry.is_some_and(|it| {
-            drop(it.stop(Stop::Asked));
-            true
-        })
+    async fn end(&self, id: &str) -> bool {
+        let Some(id) = SessionId::parse(id) else { return false };
+        match self.seek(id).await {
+            Some(Found::Here(entry)) => {
+                drop(entry.stop(Stop::Asked));
+                true
+            }
+            Some(Found::There(there)) => there.make_way(Stop::Asked).await,
+            None => false,
+        }
+    }
+}
+
+impl Found {
+    pub(crate) fn about(&self) -> &About {
+        match self {
+            Found::Here(entry) => &entry.about,
+            Found::There(there) => &there.known.about,
+        }
+    }
+
+    /// How a browser gets there; the label `kind`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Found::Here(_) => "reattach",
+            Found::There(_) => "handover",
+        }
+    }
+
+    /// Counts the browsers that have come back.
+    pub(crate) fn generation(&self) -> u32 {
+        match self {
+            Found::Here(entry) => entry.generation(),
+            Found::There(there) => there.known.generation,
+        }
+    }
+
+    /// Whether a browser is there now, as far as it is known.
+    pub(crate) fn is_attached(&self) -> bool {
+        match self {
+            Found::Here(entry) => entry.is_attached(),
+            Found::There(there) => there.known.is_attached,
+        }
+    }
+
+    /// Asks the session to end, and waits until it has, for a bounded time.
+    pub(crate) async fn make_way(&self, stop: Stop, clock: &Clock) {
+        match self {
+            Found::Here(entry) => entry.make_way(stop, clock).await,
+            Found::There(there) => drop(there.make_way(stop).await), // a replica that is gone has no session either
+        }
     }
 }
 
@@ -182,18 +300,10 @@ impl fmt::Display for SessionId {
 
 impl Entry {
     /// A session with a browser.
-    pub(crate) fn new(
-        identity: Identity,
-        subprotocol: Option<String>,
-        request: String,
-        began: u64,
-        generation: u32,
-    ) -> Self {
+    pub(crate) fn new(id: SessionId, about: About, generation: u32) -> Self {
         Entry {
-            identity,
-            subprotocol: subprotocol.map(Into::into),
-            request: request.into(),
-            began,
+            id,
+            about,
             generation: AtomicU32::new(generation),
             is_attached: AtomicBool::new(true),
             mail: Mutex::new(Some(VecDeque::new())),
@@ -233,7 +343,7 @@ impl Entry {
     }
 
     /// Takes no more mail. Browsers that wait are given back.
-    pub(crate) fn close(&self) {
+    fn close(&self) {
         let unread = self.mail().take();
         for mail in unread.into_iter().flatten() {
             if let Mail::Attach(attach) = mail {
@@ -252,16 +362,6 @@ impl Entry {
         self.is_attached.load(Ordering::Relaxed)
     }
 
-    /// Says whether a browser is there.
-    pub(crate) fn set_attached(&self, is_attached: bool) {
-        self.is_attached.store(is_attached, Ordering::Relaxed);
-    }
-
-    /// Which browser is there now: the one of this generation.
-    pub(crate) fn set_generation(&self, generation: u32) {
-        self.generation.store(generation, Ordering::Relaxed);
-    }
-
     fn mail(&self) -> MutexGuard<'_, Option<VecDeque<Mail>>> {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,10 +377,6 @@ impl Attach {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.entry.close();
-        let mut entries = self.directory.entries();
-        if entries.get(&self.id).is_some_and(|it| Arc::ptr_eq(it, &self.entry)) {
-            entries.remove(&self.id);
-        }
+        self.directory.close(&self.entry);
     }
 }

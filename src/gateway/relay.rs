@@ -111,7 +111,7 @@ pub(crate) fn start(
                 .await
             }
         };
-        relay.entry.close();
+        relay.close();
         relay.report(&mut record, end);
         // Boxed, so that a session at work does not carry what only its end needs.
         Box::pin(relay.finish(end)).await;
@@ -140,6 +140,13 @@ struct Keeper {
     /// The browser has come back within a message whose beginning was dropped.
     is_muted: bool,
     parked: Option<Parked>,
+    handing: Option<Handing>,
+}
+
+/// A browser at another replica has to make room: that replica knows best what has arrived, and is asked.
+struct Handing {
+    /// The one that takes its place.
+    next: Box<Attach>,
 }
 
 /// A browser that is away.
@@ -259,6 +266,7 @@ impl Keeper {
             overflow: resume.overflow,
             is_muted: false,
             parked: None,
+            handing: None,
         })
     }
 
@@ -604,7 +612,7 @@ impl Relay {
                 shared.metrics.session_park(loss.name());
                 shared.metrics.session_state("attached", -1);
                 shared.metrics.session_state("parked", 1);
-                self.entry.set_attached(false);
+                shared.directory.note_browser(&self.entry, None);
                 keeper.parked = Some(Parked { since: now, n_bytes: 0 });
                 keeper.count(&shared.metrics);
             }
@@ -615,6 +623,12 @@ impl Relay {
     fn read_mail(&mut self, mail: Mail, cx: &mut Context<'_>) -> Option<End> {
         match mail {
             Mail::Attach(attach) => self.attach(*attach, cx),
+            Mail::Arrived(n_bytes) => {
+                let keeper = self.keeper.as_mut()?;
+                keeper.backlog.acknowledged(n_bytes);
+                let Handing { next } = keeper.handing.take()?;
+                self.attach(*next, cx)
+            }
             Mail::Drain(until) => self.handle_with(Event::Drain(until), Some(cx)),
             Mail::Stop(stop, ended) => {
                 self.stoppers.push(ended);
@@ -632,9 +646,18 @@ impl Relay {
             attach.refuse(false);
             return None;
         }
-        if was_attached && shared.config.sessions.viewer == Viewer::Refuse {
+        let refuses = shared.config.sessions.viewer == Viewer::Refuse;
+        let handing = self.keeper.as_mut().and_then(|it| it.handing.as_mut());
+        if let (false, Some(Handing { next })) = (refuses, handing) {
+            std::mem::replace(next, Box::new(attach)).refuse(true); // a later one has come meanwhile
+            return None;
+        }
+        if refuses && (was_attached || self.is_handing()) {
             attach.refuse(true);
             return None;
+        }
+        if self.legs[Leg::Browser as usize].conn.as_ref().is_some_and(Conn::is_tunnel) {
+            return self.ask_what_arrived(attach, cx);
         }
         if was_attached {
             let can_close = self.takes_control(Leg::Browser);
@@ -676,11 +699,40 @@ impl Relay {
             shared.metrics.session_state("attached", 1);
         }
         tracing::debug!(n_bytes, "A browser is given what it has missed.");
-        self.entry.set_attached(true);
-        self.entry.set_generation(attach.generation);
+        shared.directory.note_browser(&self.entry, Some(attach.generation));
         drop(attach.reply.send(Ok(()))); // its worker may have ended meanwhile
         let end = self.handle_with(Event::Attached, Some(cx));
         end.or_else(|| self.pass(Leg::Browser, &attach.early, Some(cx)))
+    }
+
+    fn is_handing(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|it| it.handing.is_some())
+    }
+
+    /// Ends the connection of a browser at another replica, and parks until it is known what has arrived there.
+    fn ask_what_arrived(&mut self, next: Attach, cx: &mut Context<'_>) -> Option<End> {
+        let can_close = self.takes_control(Leg::Browser);
+        let (mut old, _) = self.let_go();
+        if can_close {
+            let (bytes, len) = Control::close(3005, "another browser has taken over").encode(None);
+            old.out.extend_from_slice(&bytes[..len]);
+        }
+        self.keeper.as_mut()?.handing = Some(Handing { next: Box::new(next) });
+        let (entry, clock) = (Arc::clone(&self.entry), self.slot.worker().shared.clock.clone());
+        tokio::task::spawn_local(async move {
+            old.finish(Ending::Close, &clock).await;
+            let n_bytes = old.conn.as_ref().map_or(0, Conn::acknowledged);
+            drop(entry.post(Mail::Arrived(n_bytes))); // a session that has ended has no use for it
+        });
+        self.handle_with(Event::Gone(Leg::Browser, Loss::Replaced), Some(cx))
+    }
+
+    /// Nobody finds the session any more. A browser that waited for it is given back.
+    fn close(&mut self) {
+        self.slot.worker().shared.directory.close(&self.entry);
+        if let Some(Handing { next }) = self.keeper.as_mut().and_then(|it| it.handing.take()) {
+            next.refuse(false);
+        }
     }
 
     /// The last line of a session.
@@ -701,7 +753,7 @@ impl Relay {
             Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
             _ => {}
         }
-        let identity = &self.entry.identity;
+        let identity = &self.entry.about.identity;
         tracing::info!(
             request = %record.id, principal = identity.principal, reason = end.reason.name(), code = end.code,
             seconds = took.as_secs_f64(), "A session ended."

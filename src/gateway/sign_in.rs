@@ -46,23 +46,23 @@ async fn about(
     exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, &route.resume, exchange, &function);
     let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
-    let entry = shared.directory.find(seat.session);
-    let request = match (&ticket, &entry) {
+    let found = if seat.is_new { None } else { shared.directory.seek(seat.session).await };
+    let request = match (&ticket, &found) {
         (Some(ticket), _) => ticket.request.clone(),
-        (None, Some(entry)) => entry.request.to_string(),
+        (None, Some(found)) => found.about().request.to_string(),
         (None, None) => return Err(Stop::Reject(Code::SessionUnknown.into())),
     };
     let mut headers = HeaderMap::new();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if exchange.method == Method::HEAD {
-        if entry.is_none() && request.is_empty() {
+        if found.is_none() && request.is_empty() {
             return Err(Stop::Reject(Code::SessionUnknown.into()));
         }
         admit::give_cookie(shared, exchange, &function, &seat, &request, &mut headers);
         return Ok(LocalResponse { status: StatusCode::OK, headers, body: Bytes::new() });
     }
-    if let Some(entry) = entry {
-        entry.make_way(session::Stop::Asked, &shared.clock).await;
+    if let Some(found) = found {
+        found.make_way(session::Stop::Asked, &shared.clock).await;
     }
     if !request.is_empty() {
         let mut upstream = HeaderMap::new();

@@ -4,16 +4,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use ring::digest::{SHA256, digest};
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
 use time::OffsetDateTime;
 
 use crate::clock::Clock;
 use crate::config::{Place, Problem, Tls};
+use crate::secret;
 
 /// The configuration of the listener.
 ///
@@ -69,8 +74,82 @@ pub(crate) fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Problem> {
     Ok(Arc::new(config))
 }
 
+/// The configuration and the certificate's SHA-256 of a server that only other replicas reach.
+pub(crate) fn own_server(clock: &Clock) -> (Arc<ServerConfig>, [u8; 32]) {
+    let (chain, key) = self_signed(clock);
+    let certificate = fingerprint(&chain[0]);
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
+    let builder = builder.expect("the provider has suites for this version").with_no_client_auth();
+    let mut config =
+        builder.with_single_cert(chain, key).expect("certificate and key were made for each other");
+    config.send_tls13_tickets = 0;
+    (Arc::new(config), certificate)
+}
+
+/// The configuration of a connection to the one server that has a certificate with this SHA-256.
+pub(crate) fn pinned_client(certificate: [u8; 32]) -> Arc<ClientConfig> {
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]);
+    let builder = builder.expect("the provider has suites for this version").dangerous();
+    let verifier = Arc::new(Pinned { certificate, algorithms });
+    let mut config = builder.with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// Trusts one certificate, which needs no authority and no name: its hash came over a way that is trusted.
+#[derive(Debug)]
+struct Pinned {
+    certificate: [u8; 32],
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if secret::equal(&fingerprint(end_entity), &self.certificate) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13.into()) // it is not offered
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    digest(&SHA256, certificate).as_ref().try_into().expect("a hash has 32 bytes")
+}
+
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
+    Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// A certificate for this machine that nobody has signed.

@@ -21,10 +21,13 @@ use crate::config::{Refusal, ResumeMode, Viewer};
 use crate::gateway::admit::{self, Seat};
 use crate::gateway::conn::Conn;
 use crate::gateway::cookie::Ticket;
-use crate::gateway::directory::{Attach, Entry, Identity, Listed, Mail, Refused, SessionId};
+use crate::gateway::directory::{
+    About, Attach, Entry, Found, Handed, Identity, Listed, Mail, Offered, Refused,
+};
 use crate::gateway::head::{self, RequestHead};
 use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
+use crate::gateway::tunnel::Carrier;
 use crate::gateway::upstream::{DialError, Upgraded, accept};
 use crate::gateway::worker::{Slot, Worker, close_politely};
 use crate::gateway::{Shared, Totals};
@@ -92,7 +95,8 @@ pub(crate) async fn serve(
         Err((stop, key)) => return refuse(worker, conn, &mut exchange, &route, stop, key, started).await,
     };
     let policy = shared.clock.now();
-    let admitted = match come_back(worker, conn, early, &mut exchange, &route, admitted, started).await {
+    let admitted = match come_back(slot, worker, conn, early, &mut exchange, &route, admitted, started).await
+    {
         Back::No(back, bytes, admitted) => {
             (conn, early) = (back, bytes);
             admitted
@@ -109,6 +113,12 @@ pub(crate) async fn serve(
     match opened {
         Ok(Opened { upgraded, place }) => {
             let answer = answer(worker, &mut exchange, &route, &admitted, &upgraded);
+            let answer = match answer {
+                Ok(it) if !is_ours(shared, &it.listed, &admitted.seat, &route).await => {
+                    Err(Code::SessionTaken.into())
+                }
+                answer => answer,
+            };
             let Answer { bytes, listed, resumed } = match answer {
                 Ok(answer) => answer,
                 Err(rejection) => {
@@ -153,6 +163,18 @@ pub(crate) async fn serve(
             left(worker, &mut exchange, &route, started);
         }
     }
+}
+
+/// Tells the other replicas of a session; false when a browser is attached to it at another one, and stays.
+async fn is_ours(shared: &Shared, listed: &Listed, seat: &Seat, route: &RouteChain) -> bool {
+    if route.resume.mode == ResumeMode::Off {
+        return true; // nobody comes back into it
+    }
+    if seat.is_new {
+        shared.directory.announce(&listed.entry);
+        return true;
+    }
+    shared.directory.take_over(&listed.entry, shared.config.sessions.viewer).await
 }
 
 /// The last line about a browser that has left before it was answered.
@@ -226,7 +248,9 @@ enum Back {
 
 /// Puts a browser back into its session, if that is still here and wants the same as before. Else the session makes way
 /// for the connection that is to come.
+#[allow(clippy::too_many_arguments)] // all that belongs to one request
 async fn come_back(
+    slot: &Rc<Slot>,
     worker: &Rc<Worker>,
     conn: Conn,
     early: BytesMut,
@@ -238,35 +262,38 @@ async fn come_back(
     let shared = &worker.shared;
     let named = admitted.ticket.as_ref().map_or(admitted.seat.session, |it| it.session);
     if named != admitted.seat.session
-        && let Some(entry) = shared.directory.find(named)
+        && let Some(found) = shared.directory.seek(named).await
     {
         // The cookie is that of all pages of a browser, the token this page's own. Where another page is in the session,
         // this one has a session of its own; where none is any more, it goes on with it.
-        if entry.is_attached() {
+        if found.is_attached() {
             admitted.ticket = None;
         } else {
-            entry.make_way(session::Stop::Replaced, &shared.clock).await;
+            found.make_way(session::Stop::Replaced, &shared.clock).await;
         }
     }
-    let Some(entry) = shared.directory.find(admitted.seat.session) else {
+    let found = if admitted.seat.is_new { None } else { shared.directory.seek(admitted.seat.session).await };
+    let Some(found) = found else {
         return Back::No(conn, early, admitted);
     };
-    if admitted.ticket.as_ref().is_some_and(|it| it.generation + 1 < entry.generation()) {
+    let kind = found.kind();
+    if admitted.ticket.as_ref().is_some_and(|it| it.generation + 1 < found.generation()) {
         // The cookie of a browser that has come back twice since: whoever shows it is somebody else.
-        shared.metrics.resume("reattach", "replayed");
+        shared.metrics.resume(kind, "replayed");
         admitted.ticket = None;
-        admitted.seat = Seat { session: SessionId::random(), generation: 0, began: shared.clock.unix() };
+        admitted.seat = Seat::new(shared.clock.unix());
         return Back::No(conn, early, admitted);
     }
     let offer = &exchange.offer;
-    let is_offered = entry.subprotocol.as_deref().map_or(offer.is_empty(), |it| offer.contains(it));
-    let is_same = entry.identity == identity(exchange, &admitted) && is_offered;
+    let about = found.about();
+    let is_offered = about.subprotocol.as_deref().map_or(offer.is_empty(), |it| offer.contains(it));
+    let is_same = about.identity == identity(exchange, &admitted) && is_offered;
     let (conn, early) = if is_same && route.resume.mode == ResumeMode::Reattach {
-        match attach(worker, conn, early, exchange, route, &admitted, &entry).await {
+        match attach(slot, worker, conn, early, exchange, route, &admitted, &found).await {
             Attached::Taken => {
                 shared.metrics.session_start("resumed");
-                shared.metrics.resume("reattach", "resumed");
-                shared.metrics.resume_took("reattach", shared.clock.now() - started);
+                shared.metrics.resume(kind, "resumed");
+                shared.metrics.resume_took(kind, shared.clock.now() - started);
                 exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
                 exchange.code = Some("resumed".into());
                 tracing::info!(request = %exchange.id, principal = exchange.principal_id(), "A browser has come back into its session.");
@@ -278,24 +305,24 @@ async fn come_back(
                 return Back::Taken;
             }
             Attached::Refused(Refused { conn, is_taken: true, .. }) => {
-                shared.metrics.resume("reattach", "taken");
+                shared.metrics.resume(kind, "taken");
                 return Back::Refused(conn, Code::SessionTaken, admitted);
             }
             Attached::Refused(Refused { conn, early, .. }) => {
-                shared.metrics.resume("reattach", "gone");
+                shared.metrics.resume(kind, "gone");
                 (conn, early)
             }
         }
     } else {
         (conn, early)
     };
-    if shared.config.sessions.viewer == Viewer::Refuse && entry.is_attached() {
+    if shared.config.sessions.viewer == Viewer::Refuse && found.is_attached() {
         return Back::Refused(conn, Code::SessionTaken, admitted);
     }
-    if admitted.ticket.is_none() && !entry.request.is_empty() {
-        admitted.ticket = Some(ticket_of(&entry, &admitted.seat)); // the browser named the session by its token
+    if admitted.ticket.is_none() && !about.request.is_empty() {
+        admitted.ticket = Some(ticket_of(about, &admitted.seat)); // the browser named the session by its token
     }
-    entry.make_way(session::Stop::Replaced, &shared.clock).await;
+    found.make_way(session::Stop::Replaced, &shared.clock).await;
     Back::No(conn, early, admitted)
 }
 
@@ -308,26 +335,43 @@ enum Attached {
 }
 
 /// Hands a browser to its session, with the 101 that it will get there.
+#[allow(clippy::too_many_arguments)] // all that belongs to one request
 async fn attach(
-    worker: &Worker,
+    slot: &Rc<Slot>,
+    worker: &Rc<Worker>,
     conn: Conn,
     early: BytesMut,
     exchange: &mut Exchange,
     route: &RouteChain,
     admitted: &Admitted,
-    entry: &Entry,
+    found: &Found,
 ) -> Attached {
     let shared = &worker.shared;
-    let generation = entry.generation() + 1;
-    let seat = Seat { session: admitted.seat.session, generation, began: entry.began };
+    let generation = found.generation() + 1;
+    let About { subprotocol, request, began, .. } = found.about();
+    let seat = Seat { session: admitted.seat.session, generation, began: *began, is_new: false };
     let mut headers = http::HeaderMap::new();
-    admit::give_cookie(shared, exchange, &admitted.function, &seat, &entry.request, &mut headers);
-    let Some(bytes) = accepted(worker, exchange, route, admitted, headers, entry.subprotocol.as_deref())
-    else {
+    admit::give_cookie(shared, exchange, &admitted.function, &seat, request, &mut headers);
+    let Some(answer) = accepted(worker, exchange, route, admitted, headers, subprotocol.as_deref()) else {
         return Attached::Refused(Refused { conn, early, is_taken: false });
     };
+    let entry = match found {
+        Found::Here(entry) => entry,
+        Found::There(there) => {
+            let offered = Offered { identity: identity(exchange, admitted), generation, answer };
+            return match there.hand_over(&offered).await {
+                Handed::Taken(owner) => {
+                    let carrier = Carrier::new(conn, &early, *owner, &shared.clock);
+                    slot.carry(worker, carrier);
+                    Attached::Taken
+                }
+                Handed::Occupied => Attached::Refused(Refused { conn, early, is_taken: true }),
+                Handed::Gone => Attached::Refused(Refused { conn, early, is_taken: false }),
+            };
+        }
+    };
     let (reply, taken) = oneshot::channel();
-    let mail = Mail::Attach(Box::new(Attach { conn, early, answer: bytes, generation, reply }));
+    let mail = Mail::Attach(Box::new(Attach { conn, early, answer, generation, reply }));
     if let Err(Mail::Attach(unread)) = entry.post(mail) {
         unread.refuse(false);
     }
@@ -339,11 +383,11 @@ async fn attach(
 }
 
 /// What the cookie of a session would say.
-fn ticket_of(entry: &Entry, seat: &Seat) -> Ticket {
-    let Identity { principal, function, .. } = &entry.identity;
+fn ticket_of(about: &About, seat: &Seat) -> Ticket {
+    let Identity { principal, function, .. } = &about.identity;
     let (principal, function) = (principal.to_string(), function.to_string());
     let Seat { session, generation, .. } = *seat;
-    let (began, request) = (entry.began, entry.request.to_string());
+    let (began, request) = (about.began, about.request.to_string());
     Ticket { session, generation, began, request, principal, function, expires: u64::MAX }
 }
 
@@ -483,9 +527,11 @@ fn answer(
     let (request, forgets) = admit::take_session(&mut headers);
     let before = admitted.ticket.as_ref().map(|it| it.request.as_str());
     let resumed = before.is_some() && before == request.as_deref();
-    let Seat { session, generation, began } = admitted.seat;
-    let began = if resumed { began } else { shared.clock.unix() };
-    let seat = Seat { session, generation: generation + 1, began };
+    let mut seat = admitted.seat.clone();
+    seat.generation += 1;
+    if !resumed {
+        seat.began = shared.clock.unix();
+    }
     let has_name = request.is_some();
     let request = request.unwrap_or_default();
     match route.resume.mode {
@@ -500,8 +546,14 @@ fn answer(
     }
     let bytes = accepted(worker, exchange, route, admitted, headers, subprotocol.as_deref())
         .ok_or_else(|| Rejection::because(Code::PluginFailed, "a plugin failed on the 101"))?;
-    let entry = Entry::new(identity(exchange, admitted), subprotocol, request, seat.began, seat.generation);
-    let listed = shared.directory.list(seat.session, entry, shared.config.sessions.viewer);
+    let about = About {
+        identity: identity(exchange, admitted),
+        subprotocol: subprotocol.map(Into::into),
+        request: request.into(),
+        began: seat.began,
+    };
+    let entry = Entry::new(seat.session, about, seat.generation);
+    let listed = shared.directory.list(entry, shared.config.sessions.viewer);
     Ok(Answer { bytes, listed: listed.ok_or(Code::SessionTaken)?, resumed })
 }
 

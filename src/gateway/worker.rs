@@ -19,6 +19,7 @@ use crate::config::Problems;
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::http::Proxy;
+use crate::gateway::tunnel::Carrier;
 use crate::gateway::{Shared, Totals, admit, http as plain, page, respond, sign_in, upstream, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
@@ -137,6 +138,24 @@ impl Slot {
     pub(crate) fn relay_begins(self: &Rc<Self>) -> RelayGuard {
         self.n_relays.set(self.n_relays.get() + 1);
         RelayGuard(Rc::clone(self))
+    }
+
+    /// Carries a browser to its session in another replica, until either ends. A gateway that is about to end waits for it
+    /// as for a session of its own.
+    pub(crate) fn carry(self: &Rc<Self>, worker: &Worker, carrier: Carrier) {
+        let guard = self.relay_begins();
+        let (shared, draining) = (Arc::clone(&worker.shared), worker.draining.clone());
+        shared.metrics.carried(1);
+        tokio::task::spawn_local(async move {
+            let stop = async {
+                let mut draining = draining;
+                drop(draining.wait_for(|it| *it).await); // a sender that is gone drains as well
+                shared.clock.sleep(shared.config.sessions.drain_timeout).await;
+            };
+            carrier.run(stop).await;
+            shared.metrics.carried(-1);
+            drop(guard);
+        });
     }
 
     fn accept(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -23,12 +24,13 @@ pub(crate) struct Admin {
 }
 
 /// What the admin endpoints know of the gateway's sessions.
+#[async_trait]
 pub(crate) trait Sessions: Send + Sync {
-    /// One object for each session.
+    /// One object for each session of this replica.
     fn list(&self) -> Vec<serde_json::Value>;
 
-    /// Asks the session with this id to end; false when there is none.
-    fn end(&self, id: &str) -> bool;
+    /// Asks the session with this id to end, on whichever replica it is; false when there is none.
+    async fn end(&self, id: &str) -> bool;
 }
 
 struct AdminState {
@@ -108,8 +110,11 @@ async fn list(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Respo
 }
 
 async fn end(State(state): State<Arc<AdminState>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    let end = || if state.sessions.end(&id) { StatusCode::ACCEPTED } else { StatusCode::NOT_FOUND };
-    state.refusal(&headers).unwrap_or_else(|| end().into_response())
+    if let Some(refusal) = state.refusal(&headers) {
+        return refusal;
+    }
+    let status = if state.sessions.end(&id).await { StatusCode::ACCEPTED } else { StatusCode::NOT_FOUND };
+    status.into_response()
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {

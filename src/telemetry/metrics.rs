@@ -29,6 +29,10 @@ pub(crate) struct Metrics {
     resume_seconds: HistogramVec,
     resume_buffered: IntGauge,
     resume_dropped: IntCounter,
+    carried: IntGauge,
+    directory_up: IntGauge,
+    directory_requests: IntCounterVec,
+    directory_seconds: HistogramVec,
     pings: [IntCounter; 2],
     pongs: [IntCounter; 2],
     rtt: [Histogram; 2],
@@ -154,6 +158,29 @@ impl Metrics {
                 r,
                 "streamgate_session_resume_dropped_total",
                 "Messages for browsers that are away, dropped because there were too many.",
+            ),
+            carried: gauge(
+                r,
+                "streamgate_carried_browsers",
+                "Browsers here whose session is in another replica.",
+            ),
+            directory_up: gauge(
+                r,
+                "streamgate_directory_up",
+                "Whether the directory that replicas share gave its last answer; 0 without one.",
+            ),
+            directory_requests: counters(
+                r,
+                "streamgate_directory_requests_total",
+                "What the directory that replicas share was asked, by result (`skipped`: it failed a moment before).",
+                &["request", "result"],
+            ),
+            directory_seconds: histograms(
+                r,
+                "streamgate_directory_seconds",
+                "Time of its answers.",
+                &["request"],
+                SETUP,
             ),
             pings: legs(counters(
                 r,
@@ -290,6 +317,22 @@ impl Metrics {
 
     pub(crate) fn resume_dropped(&self, n_messages: u64) {
         self.resume_dropped.inc_by(n_messages);
+    }
+
+    pub(crate) fn carried(&self, change: i64) {
+        self.carried.add(change);
+    }
+
+    pub(crate) fn directory_up(&self, is_up: bool) {
+        self.directory_up.set(i64::from(is_up));
+    }
+
+    pub(crate) fn directory_request(&self, request: &str, result: &str) {
+        self.directory_requests.with_label_values(&[request, result]).inc();
+    }
+
+    pub(crate) fn directory_took(&self, request: &str, took: Duration) {
+        self.directory_seconds.with_label_values(&[request]).observe(took.as_secs_f64());
     }
 
     pub(crate) fn session_end(&self, reason: &str, length: Duration) {

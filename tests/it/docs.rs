@@ -6,6 +6,7 @@ use streamgate::app::App;
 use streamgate::clock::Clock;
 use streamgate::config::{Env, Role, Sources};
 
+use crate::support::redis::COOKIE_KEY;
 use crate::support::{FUNCTION, KEY};
 
 fn root() -> &'static Path {
@@ -34,10 +35,15 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
 
 /// Resolves a configuration as `streamgate check` does, with the variables that a user has set.
 fn check(path: &Path, text: &str) -> Result<(), String> {
-    let env: Env =
-        [("NVCF_API_KEY", KEY), ("STREAMING_FUNCTION_ID", FUNCTION), ("NVCF_SERVER", "grpc.nvcf.example")]
-            .into_iter()
-            .collect();
+    let env: Env = [
+        ("NVCF_API_KEY", KEY),
+        ("STREAMING_FUNCTION_ID", FUNCTION),
+        ("NVCF_SERVER", "grpc.nvcf.example"),
+        ("COOKIE_KEY", COOKIE_KEY),
+        ("DIRECTORY_URL", "redis://redis.example:6379/0"),
+    ]
+    .into_iter()
+    .collect();
     let sources = Sources::new(env).with_file(path, text);
     let config = sources.resolve(Role::Gateway).map_err(|it| it.to_string())?;
     App::check(config, &Clock::system()).map(drop).map_err(|it| it.to_string())

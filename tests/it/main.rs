@@ -16,6 +16,7 @@ mod handshake;
 mod http;
 mod plugins;
 mod reload;
+mod replicas;
 mod resume;
 mod session;
 mod stream;

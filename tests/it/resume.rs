@@ -5,58 +5,10 @@ use std::time::Duration;
 use streamgate::clock::Clock;
 
 use crate::support::gateway::Builder;
-use crate::support::raw::{Frame, close_payload, frame, from_browser};
+use crate::support::life::{Browser, ID, ask, message, next, open, parked, payloads, session};
+use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::upstream::Act;
-use crate::support::{Answer, Client, Gateway, Leg, TOKEN, Upstream, cookie};
-
-const ID: &str = "nvcf-reqid: 5e2b1c7d-0000-0000-0000-000000000001\r\n";
-
-/// A browser's connection to a session, and the cookie that brings it back.
-struct Browser {
-    client: Client,
-    cookie: String,
-}
-
-/// Opens a session or comes back into one.
-async fn ask(gateway: &Gateway, path: &str, headers: &[(&str, &str)]) -> (Client, Answer) {
-    let mut client = gateway.connect().await;
-    client.upgrade(path, headers).await;
-    let answer = client.answer().await;
-    (client, answer)
-}
-
-async fn open(gateway: &Gateway, cookie_before: &str) -> Browser {
-    let (client, answer) = ask(gateway, "/sign_in?x=1", &[("Cookie", cookie_before)]).await;
-    assert_eq!(answer.status, 101, "{}", answer.text());
-    Browser { client, cookie: cookie(&answer.header("set-cookie").expect("a cookie")) }
-}
-
-async fn session(gateway: &Gateway, upstream: &mut Upstream) -> (Browser, Leg) {
-    let browser = open(gateway, "").await;
-    (browser, upstream.leg().await)
-}
-
-fn parked(gateway: &Gateway, n: f64) {
-    gateway.until_metric("streamgate_sessions", &[("state", "parked")], n);
-}
-
-/// Messages that say which they are, of different lengths.
-fn message(n: usize) -> Vec<u8> {
-    format!("{n}:{}", "x".repeat(n * 37 % 300)).into_bytes()
-}
-
-fn payloads(frames: Vec<Frame>) -> Vec<Vec<u8>> {
-    frames.into_iter().filter(|it| it.opcode < 8).map(|it| it.payload).collect()
-}
-
-async fn next(client: &mut Client, n: usize) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    while all.len() < n {
-        let frame = client.frame().await.expect("a message");
-        all.extend(payloads(vec![frame]));
-    }
-    all
-}
+use crate::support::{Client, Gateway, TOKEN, Upstream, cookie};
 
 #[tokio::test]
 async fn a_browser_that_comes_back_goes_on_where_it_was() {

@@ -2,10 +2,12 @@
 
 pub mod chromium;
 pub mod gateway;
+pub mod life;
 pub mod log;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod redis;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};

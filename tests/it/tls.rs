@@ -17,9 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::support::life::{message, parked, session};
 use crate::support::raw::accept;
+use crate::support::redis::{COOKIE_KEY, Redis};
 use crate::support::upstream::{Act, header};
-use crate::support::{Client, Gateway, Upstream, cookie as cookie_of};
+use crate::support::{Client, Gateway, Leg, Upstream, cookie as cookie_of};
 
 /// Trusts every certificate, as a developer's browser is told to.
 #[derive(Debug)]
@@ -307,25 +309,30 @@ async fn a_renewed_certificate_is_shown_after_a_reload() {
     assert_eq!(shown().await, new.chain[0]);
 }
 
-#[tokio::test]
-async fn what_a_dead_network_swallowed_is_sent_again_over_tls_too() {
-    let clock = Clock::paused();
-    let mut upstream = Upstream::start().await;
-    let gateway =
-        Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").on(&clock).start().await;
+/// What a network loses between a browser and the gateway `entry`, where the session is in `owner`, whose time is `clock`.
+async fn what_a_dead_network_swallowed(
+    entry: &Gateway,
+    owner: &Gateway,
+    clock: &Clock,
+    cookie: &str,
+    upstream: &mut Upstream,
+    leg: Option<Leg>,
+) {
     let open = async |cookie: &str| {
         let config = client(ring::default_provider().cipher_suites, &[&TLS13]);
-        let tls = secure(&gateway, config).await.expect("a handshake");
+        let tls = secure(entry, config).await.expect("a handshake");
         let tcp = SockRef::from(tls.get_ref().0).try_clone().expect("a copy");
         let mut browser = Client::over(tls);
-        browser.upgrade("/sign_in", &[("Cookie", cookie)]).await;
+        browser.upgrade("/sign_in?x=1", &[("Cookie", cookie)]).await;
         let answer = browser.answer().await;
         assert_eq!(answer.status, 101);
         (browser, tcp, cookie_of(&answer.header("set-cookie").expect("a cookie")))
     };
-    let message = |n: usize| format!("{n}:{}", "x".repeat(n * 37 % 300)).into_bytes();
-    let (mut browser, tcp, cookie) = open("").await;
-    let mut leg = upstream.leg().await;
+    let (mut browser, tcp, cookie) = open(cookie).await;
+    let mut leg = match leg {
+        Some(leg) => leg,
+        None => upstream.leg().await,
+    };
     let mut seen = Vec::new();
     for n in 0..20 {
         leg.send(2, &message(n)).await;
@@ -336,13 +343,13 @@ async fn what_a_dead_network_swallowed_is_sent_again_over_tls_too() {
     for n in 20..40 {
         leg.send(2, &message(n)).await;
     }
-    gateway.until_metric(
+    owner.until_metric(
         "streamgate_relay_frames_total",
         &[("direction", "to_browser"), ("kind", "data")],
         40.0,
     );
     assert!(leg.is_silent().await); // the kernel may take some time to acknowledge what has arrived
-    while gateway.metric("streamgate_sessions", &[("state", "parked")]) < 1.0 {
+    while owner.metric("streamgate_sessions", &[("state", "parked")]) < 1.0 {
         clock.advance(std::time::Duration::from_secs(10));
         if let Some(ping) = leg.frame_now().await {
             leg.send(10, &ping.payload).await;
@@ -357,4 +364,29 @@ async fn what_a_dead_network_swallowed_is_sent_again_over_tls_too() {
     }
     let order: Vec<Option<usize>> = seen.iter().map(|it| (0..40).find(|n| message(*n) == *it)).collect();
     assert_eq!(order, (0..40).map(Some).collect::<Vec<_>>(), "nothing lost, doubled or out of order");
+}
+
+#[tokio::test]
+async fn what_a_dead_network_swallowed_is_sent_again_over_tls_too() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let gateway =
+        Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").on(&clock).start().await;
+    what_a_dead_network_swallowed(&gateway, &gateway, &clock, "", &mut upstream, None).await;
+}
+
+#[tokio::test]
+async fn and_where_its_session_is_in_another_replica() {
+    let redis = Redis::start().await;
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let replica = || Gateway::in_front_of(&upstream).with(&redis.tables()).env("COOKIE_KEY", COOKIE_KEY);
+    let owner = replica().on(&clock).start().await;
+    let entry = replica().listen("tls = { self_signed = true }").start().await;
+    let (browser, leg) = session(&owner, &mut upstream).await;
+    redis.sessions(1).await;
+    browser.client.reset();
+    parked(&owner, 1.0);
+    what_a_dead_network_swallowed(&entry, &owner, &clock, &browser.cookie, &mut upstream, Some(leg)).await;
+    assert_eq!(upstream.n_connections(), 1);
 }
