@@ -171,6 +171,8 @@ pub struct Sessions {
     pub max_age: Option<Duration>,
     /// How long no message may go either way; `None`: for ever.
     pub max_idle: Option<Duration>,
+    /// How often policies are asked about an open session.
+    pub tick: Duration,
     /// What becomes of a second browser for a session.
     pub viewer: Viewer,
     /// How idle connections are kept.

@@ -139,7 +139,7 @@ impl Loaded {
         let server_tls = server_tls.map_err(&mut note).ok();
         let client_tls = parts.upstream_tls.then(|| tls::client(parts.upstream_ca.as_deref())).transpose();
         let client_tls = client_tls.map_err(&mut note).ok();
-        let program = Program::load(&parts.plugins, &parts.routes, parts);
+        let program = Program::load(&parts.plugins, &parts.routes, parts, clock);
         let program = program.map_err(|more| problems.extend(more)).ok();
         let mut warnings = Vec::new();
         for (path, place) in program.iter().flat_map(Program::open_routes) {

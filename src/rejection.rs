@@ -112,6 +112,7 @@ codes! {
 
     AuthMissing "auth.missing_token" 401 Client "This endpoint needs a bearer token.";
     AuthUnknown "auth.unknown_token" 401 Client "The bearer token is not known here.";
+    AuthExpired "auth.expired_token" 401 Client "The bearer token is not good any more.";
     AuthForbidden "auth.forbidden" 403 Client "You may not do this.";
     FunctionAmbiguous "function.ambiguous" 400 Client "The request names more than one function.";
     FunctionForbidden "function.forbidden" 403 Client "You may not use this function.";

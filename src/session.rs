@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Overflowed,
     /// Somebody wants the session to end.
     Stop(Stop),
+    /// A policy wants it to end, with this Close frame to the browser.
+    Refused(Control),
     /// The time that [`Action::Wait`] named has come.
     Tick,
     /// The gateway is about to end, and waits for its sessions until this time.
@@ -91,6 +93,8 @@ pub(crate) enum Action {
     Ping(Leg, Control),
     /// A pong answered our ping; for the metrics.
     Measured(Leg, Duration),
+    /// Ask the policies whether the session may go on.
+    Ask,
     /// The browser is gone: let go of its connection, and keep what comes for it.
     Park(Loss),
     /// End both connections: flush and close each, or cut it as its peer's was cut.
@@ -152,6 +156,8 @@ pub(crate) enum Reason {
     Idle,
     /// The browser or an operator asked for its end.
     Terminated,
+    /// A policy refused it from some time on.
+    Refused,
     /// The same browser reached it over another connection upstream.
     Replaced,
 }
@@ -166,6 +172,8 @@ pub(crate) struct Limits {
     pub(crate) max_age: Option<Duration>,
     /// How long no message may go either way.
     pub(crate) max_idle: Option<Duration>,
+    /// How often policies are asked whether it may go on; `None`: none of them wants to be asked.
+    pub(crate) tick: Option<Duration>,
 }
 
 /// A session from its 101 to its end.
@@ -174,6 +182,9 @@ pub(crate) struct Session {
     beats: [Keepalive; 2],
     window: Option<Duration>,
     max_idle: Option<Duration>,
+    tick: Option<Duration>,
+    /// When policies are asked next.
+    ask: Option<Instant>,
     /// When it is closed so that the process can end.
     drain_by: Option<Instant>,
     /// When it is too old.
@@ -229,11 +240,13 @@ impl Leg {
 impl Session {
     /// A session whose legs have both just shaken hands. `nonce` makes our pings recognisable.
     pub(crate) fn new(limits: Limits, nonce: u64, now: Instant) -> Self {
-        let Limits { keepalive, window, max_age, max_idle } = limits;
+        let Limits { keepalive, window, max_age, max_idle, tick } = limits;
         Session {
             beats: Leg::BOTH.map(|leg| Keepalive::new(keepalive, nonce ^ leg as u64, now)),
             window,
             max_idle,
+            tick,
+            ask: tick.map(|it| now + it),
             drain_by: None,
             too_old: max_age.map(|it| now + it),
             moved: now,
@@ -264,6 +277,7 @@ impl Session {
             }
             Event::Overflowed => self.overflowed(),
             Event::Stop(stop) => self.stop(stop),
+            Event::Refused(close) => self.terminate(Reason::Refused, close, "the session may not go on"),
             Event::Tick => self.tick(now),
             Event::Drain(until) => {
                 self.drain_by = Some(until);
@@ -314,7 +328,7 @@ impl Session {
             State::Attached | State::Ended => upstream.min(browser),
         };
         let idle = self.max_idle.map(|it| self.moved + it);
-        [idle, self.too_old, self.drain_by].into_iter().flatten().fold(beat, Instant::min)
+        [idle, self.too_old, self.drain_by, self.ask].into_iter().flatten().fold(beat, Instant::min)
     }
 
     fn control(&mut self, leg: Leg, control: Control, now: Instant) {
@@ -409,7 +423,7 @@ impl Session {
 
     fn stop(&mut self, stop: Stop) {
         match stop {
-            Stop::Asked => self.terminate(Reason::Terminated, "the session was ended"),
+            Stop::Asked => self.terminated(Reason::Terminated, "the session was ended"),
             Stop::Replaced => {
                 let close = Control::close(3005, "the session goes on elsewhere");
                 self.actions.push_back(Action::Send(Leg::Browser, close));
@@ -420,10 +434,15 @@ impl Session {
     }
 
     /// Both sides are told that the session is over for good.
-    fn terminate(&mut self, reason: Reason, what: &str) {
-        self.actions.push_back(Action::Send(Leg::Browser, Control::close(3010, what)));
+    fn terminated(&mut self, reason: Reason, what: &str) {
+        self.terminate(reason, Control::close(3010, what), what);
+    }
+
+    fn terminate(&mut self, reason: Reason, close: Control, what: &str) {
+        let code = close.close_code();
+        self.actions.push_back(Action::Send(Leg::Browser, close));
         self.actions.push_back(Action::Send(Leg::Upstream, Control::close(1000, what)));
-        self.finish(reason, 3010, Ending::Close, Ending::Close);
+        self.finish(reason, code, Ending::Close, Ending::Close);
     }
 
     /// The culprit is told what it did; the other leg is told that the session is over.
@@ -460,10 +479,14 @@ impl Session {
             return self.drain();
         }
         if self.too_old.is_some_and(|it| now >= it) {
-            return self.terminate(Reason::TooOld, "the session is as old as it may become");
+            return self.terminated(Reason::TooOld, "the session is as old as it may become");
         }
         if self.max_idle.is_some_and(|it| now >= self.moved + it) {
-            return self.terminate(Reason::Idle, "the session was idle for too long");
+            return self.terminated(Reason::Idle, "the session was idle for too long");
+        }
+        if self.ask.is_some_and(|it| now >= it) {
+            self.ask = self.tick.map(|it| now + it);
+            self.actions.push_back(Action::Ask);
         }
         for &leg in legs {
             match self.beats[leg as usize].beat(now) {
@@ -536,6 +559,7 @@ impl Reason {
             Reason::TooOld => "max_age",
             Reason::Idle => "max_idle",
             Reason::Terminated => "terminated",
+            Reason::Refused => "refused",
             Reason::Replaced => "replaced",
         }
     }

@@ -8,12 +8,19 @@ local Plugin = {}
 Plugin.__index = Plugin
 
 --- Sends a request through the plugin's phases, up to the request that goes upstream. Fields: `method`, `path`,
---- `query`, `headers`, `client_ip`, `tls`, `websocket`, `principal`, `set`.
+--- `query`, `headers`, `client_ip`, `tls`, `websocket`, `principal`, `set`; `at`: the time, in seconds since the Unix
+--- epoch (0 without it).
 function Plugin:request(request)
   return harness.request(self.settings, request or {})
 end
 
---- Sends a response through `response_headers`. Fields: `status`, `headers`, `request`.
+--- Asks the plugin about an open session, in `session_tick`. Fields: those of a request that are still there, above all
+--- `principal`, `set` and `at`.
+function Plugin:tick(session)
+  return harness.tick(self.settings, session or {})
+end
+
+--- Sends a response through `response_headers`. Fields: `status`, `headers`, `request`, `at`.
 function Plugin:response(response)
   return harness.response(self.settings, response or {})
 end

@@ -71,7 +71,7 @@ function request:get(name) end
 ---@param value any
 function request:set(name, value) end
 
----Refuses the request. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
+---Refuses the request, or ends the session. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
 ---schema declares; `headers` go with the answer. Return what it gives: `return request:reject(…)`.
 ---@param code string
 ---@param headers? table
@@ -148,11 +148,22 @@ function response:remove_header(name) end
 ---@class streamgate.Tokens
 local tokens = {}
 
----The principal that the token belongs to: a table with its `id`, its attributes and, when it has its own,
----its `functions`. The time it takes does not tell how much of the token is right.
+---The principal that the token belongs to: a table with its `id`, its attributes, `expires` in seconds since the
+---Unix epoch when its token has an end, and its `functions` when it has its own. The time it takes does not tell how
+---much of the token is right.
 ---@param token string
 ---@return table?
 function tokens:find(token) end
+
+---A name of a token that does not give it away, to be kept for `session_tick`.
+---@param token string
+---@return string
+function tokens:key(token) end
+
+---The principal whose token has this key, in the file as it is now.
+---@param key string
+---@return table?
+function tokens:find_key(key) end
 
 ---The gateway's log: `local log = require "streamgate.log"`. Each line carries the plugin's name.
 ---@class streamgate.Log
@@ -173,3 +184,11 @@ function log.info(message) end
 ---Something for whoever looks for a fault; not shown by default.
 ---@param message any
 function log.debug(message) end
+
+---The gateway's clock: `local time = require "streamgate.time"`.
+---@class streamgate.Time
+local time = {}
+
+---Seconds since the Unix epoch, with a fraction. A spec sets them with `at`; `os.time` it cannot set.
+---@return number
+function time.now() end

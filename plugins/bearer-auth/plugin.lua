@@ -1,8 +1,13 @@
 --- plugin.lua: admits a request only when it carries a known bearer token.
 
+local time = require "streamgate.time"
 local token = require "streamgate.token"
 
 local M = {}
+
+local function is_over(principal)
+  return principal.expires and principal.expires <= time.now()
+end
 
 --- @param request streamgate.Request
 function M.authenticate(request, conf)
@@ -12,12 +17,30 @@ function M.authenticate(request, conf)
   end
 
   local principal = conf.tokens:find(presented) -- compares in constant time
-  if not principal then
+  if not principal or is_over(principal) then
     local challenge = token.challenge(conf.realm, "invalid_token")
-    return request:reject("auth.unknown_token", { ["www-authenticate"] = challenge })
+    local code = principal and "auth.expired_token" or "auth.unknown_token"
+    return request:reject(code, { ["www-authenticate"] = challenge })
   end
 
   request:set("principal", principal)
+  request:set("bearer-auth", conf.tokens:key(presented))
+end
+
+--- Ends a session whose token was withdrawn or has expired.
+--- @param request streamgate.Request
+function M.session_tick(request, conf)
+  local key = request:get "bearer-auth"
+  if not key then
+    return -- it was another plugin that let the browser in
+  end
+  local principal = conf.tokens:find_key(key)
+  if not principal or principal.id ~= request:get("principal").id then
+    return request:reject "auth.unknown_token"
+  end
+  if is_over(principal) then
+    return request:reject "auth.expired_token"
+  end
 end
 
 return M

@@ -2,7 +2,7 @@
 
 return {
   summary = "Admits requests that carry a known bearer token.",
-  phases = { "authenticate" },
+  phases = { "authenticate", "session_tick" },
   on_error = "reject",
   security = "untrusted-client", -- hardened against anything a browser can send
   fields = {

@@ -330,6 +330,7 @@ impl<'a> Reader<'a> {
         }
         let age: Option<std::time::Duration> = self.get("sessions.max_age");
         let idle: Option<std::time::Duration> = self.get("sessions.max_idle");
+        let tick = self.positive("sessions.tick");
         let viewer =
             self.choice("sessions.viewer", &[("replace", Viewer::Replace), ("refuse", Viewer::Refuse)]);
         let refusal =
@@ -366,6 +367,7 @@ impl<'a> Reader<'a> {
             max: max?.clamp(1, 1 << 30) as usize,
             max_age: Some(age?).filter(|it| !it.is_zero()),
             max_idle: Some(idle?).filter(|it| !it.is_zero()),
+            tick: tick?,
             viewer: viewer?,
             keepalive: Keepalive { interval: interval?, timeout: timeout? },
             refusal: refusal?,

@@ -109,6 +109,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "How old a session may become; then both sides are closed (3010 to the browser). `0s`: no limit."),
     setting("sessions.max_idle", "duration", "\"0s\"",
         "How long no message may go either way; pings do not count. `0s`: no limit."),
+    setting("sessions.tick", "duration", "\"30s\"",
+        "How often plugins with the phase `session_tick` are asked whether a session may go on: `bearer-auth` ends one whose token was withdrawn or has expired."),
     setting("sessions.viewer", "`replace` or `refuse`", "\"replace\"",
         "What becomes of a second browser that reaches a session while another is attached: it takes its place (the first gets Close 3005), or it is refused."),
     setting("sessions.resume.mode", "`reattach`, `reconnect` or `off`", "\"reattach\"",

@@ -21,9 +21,10 @@ use crate::clock::{Clock, Timer};
 use crate::config::{Overflow, Resume, ResumeMode, Viewer};
 use crate::gateway::conn::Conn;
 use crate::gateway::directory::{Attach, Entry, Listed, Mail};
+use crate::gateway::respond;
 use crate::gateway::websocket::Place;
 use crate::gateway::worker::{LAST_BYTES, Slot};
-use crate::policy::{Exchange, Phase};
+use crate::policy::{Chain, Exchange, Phase, Principal};
 use crate::session::{
     Action, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason, Sender, Sent,
     Session, Tracker,
@@ -38,6 +39,8 @@ pub(crate) struct Record {
     route: Box<str>,
     /// For plugins that are asked when it is over.
     exchange: Option<Box<Exchange>>,
+    /// For plugins that are asked meanwhile: what was set, as JSON, which is smaller than what it is made of.
+    set: Option<Box<str>>,
     started: Instant,
     /// How others find it.
     listed: Listed,
@@ -46,10 +49,10 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// `will_be_asked`: whether a plugin wants to see the exchange at the end.
+    /// `chain` has the plugins that may be asked later.
     pub(crate) fn new(
         mut exchange: Exchange,
-        will_be_asked: bool,
+        chain: &Chain,
         started: Instant,
         listed: Listed,
         place: Place,
@@ -60,11 +63,28 @@ impl Record {
             client: exchange.client,
             path: exchange.path.as_str().into(),
             route: exchange.route.as_str().into(),
-            exchange: will_be_asked.then(|| Box::new(exchange)),
+            set: chain
+                .has(Phase::SessionTick)
+                .then(|| serde_json::to_string(&Set::of(&exchange)).unwrap_or_default().into()),
+            exchange: chain.has(Phase::Log).then(|| Box::new(exchange)),
             started,
             listed,
             _place: place,
         }
+    }
+}
+
+/// What plugins have set in the phases of a request.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Set {
+    principal: Option<Principal>,
+    vars: Vec<(String, serde_json::Value)>,
+    tls: bool,
+}
+
+impl Set {
+    fn of(exchange: &Exchange) -> Self {
+        Set { principal: exchange.principal.clone(), vars: exchange.vars.clone(), tls: exchange.tls }
     }
 }
 
@@ -86,10 +106,10 @@ pub(crate) fn start(
     resume: Resume,
     (browser, from_browser): (Conn, &[u8]),
     (upstream, from_upstream): (Conn, &[u8]),
-    mut record: Box<Record>,
+    record: Box<Record>,
 ) {
     let guard = slot.relay_begins();
-    let mut relay = Relay::new(Rc::clone(slot), resume, browser, upstream, &record);
+    let mut relay = Relay::new(Rc::clone(slot), resume, browser, upstream, record);
     // What came with the heads is first.
     let ended = relay
         .take_in(Leg::Browser, from_browser)
@@ -112,10 +132,9 @@ pub(crate) fn start(
             }
         };
         relay.close();
-        relay.report(&mut record, end);
+        relay.report(end);
         // Boxed, so that a session at work does not carry what only its end needs.
         Box::pin(relay.finish(end)).await;
-        drop(record); // its place is free once its connections are at their end
         drop(guard);
     });
 }
@@ -128,6 +147,7 @@ struct Relay {
     timer: Timer,
     keeper: Option<Keeper>,
     entry: Arc<Entry>,
+    record: Box<Record>,
     /// Dropped at the end, for those who wait for it.
     stoppers: Vec<oneshot::Sender<()>>,
 }
@@ -303,7 +323,7 @@ impl Keeper {
 }
 
 impl Relay {
-    fn new(slot: Rc<Slot>, resume: Resume, browser: Conn, upstream: Conn, record: &Record) -> Self {
+    fn new(slot: Rc<Slot>, resume: Resume, browser: Conn, upstream: Conn, record: Box<Record>) -> Self {
         let worker = slot.worker();
         let shared = &worker.shared;
         let (now, sessions) = (shared.clock.now(), &shared.config.sessions);
@@ -313,6 +333,7 @@ impl Relay {
             window: keeper.is_some().then_some(resume.window),
             max_age: sessions.max_age,
             max_idle: sessions.max_idle,
+            tick: record.set.is_some().then_some(sessions.tick),
         };
         shared.metrics.session_state("attached", 1);
         Relay {
@@ -324,6 +345,7 @@ impl Relay {
             timer: shared.clock.timer(now),
             keeper,
             entry: Arc::clone(&record.listed.entry),
+            record,
             stoppers: Vec::new(),
             slot,
         }
@@ -557,6 +579,11 @@ impl Relay {
                     }
                 }
                 Action::Measured(leg, rtt) => shared.metrics.pong(leg, rtt),
+                Action::Ask => {
+                    if let Some(close) = self.ask_policies() {
+                        self.session.handle(shared.clock.now(), Event::Refused(close));
+                    }
+                }
                 Action::Park(loss) => self.park(loss),
                 Action::Finish(end) => return Some(end),
                 Action::Wait(until) => {
@@ -571,6 +598,30 @@ impl Relay {
         let mask = (leg == Leg::Upstream).then(|| (rand_nonce() as u32).to_ne_bytes());
         let (bytes, len) = control.encode(mask);
         self.legs[leg as usize].out.extend_from_slice(&bytes[..len]);
+    }
+
+    /// Asks the policies of this moment whether the session may go on; a Close frame when it may not.
+    fn ask_policies(&self) -> Option<Control> {
+        let worker = self.slot.worker();
+        let chain = worker.chain(&self.record.route).filter(|it| it.has(Phase::SessionTick))?;
+        let Set { principal, vars, tls } =
+            serde_json::from_str(self.record.set.as_ref()?).unwrap_or_default();
+        let mut exchange = Exchange {
+            id: self.record.id.to_string(),
+            client: self.record.client,
+            path: self.record.path.to_string(),
+            route: self.record.route.to_string(),
+            function: Some(self.entry.about.identity.function.to_string()),
+            websocket: true,
+            principal,
+            vars,
+            tls,
+            ..Exchange::default()
+        };
+        let stop = chain.run_now(Phase::SessionTick, &mut exchange, &worker.watch).err()?;
+        let crate::policy::Stop::Reject(rejection) = stop else { return None };
+        tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A session may not go on.");
+        Some(respond::close(&worker.rejected(rejection)))
     }
 
     /// Drops what the browser has received.
@@ -736,7 +787,8 @@ impl Relay {
     }
 
     /// The last line of a session.
-    fn report(&self, record: &mut Record, end: End) {
+    fn report(&mut self, end: End) {
+        let record = &mut self.record;
         let worker = self.slot.worker();
         let shared = &worker.shared;
         let now = shared.clock.now();
@@ -783,7 +835,8 @@ impl Relay {
 
     /// Ends both connections, each in its way.
     async fn finish(self, end: End) {
-        let Relay { slot, legs: [mut browser, mut upstream], stoppers, .. } = self;
+        // Its place is free once its connections are at their end.
+        let Relay { slot, legs: [mut browser, mut upstream], stoppers, record: _record, .. } = self;
         let clock = &slot.worker().shared.clock.clone();
         let (browser_waits, upstream_waits) =
             join(browser.shut(end.browser, clock), upstream.shut(end.upstream, clock)).await;

@@ -13,6 +13,7 @@ use crate::gateway::head;
 use crate::gateway::upstream::DialError;
 use crate::policy::{Chain, Exchange, LocalResponse, Phase, ResponseHead, Stop, Watch};
 use crate::rejection::{Blame, Code, Rejection};
+use crate::session::Control;
 
 /// The header that names a request in the gateway's own answers, as the log does.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -109,8 +110,14 @@ pub(crate) fn stamp(headers: &mut HeaderMap, clock: &Clock) {
     }
 }
 
-/// The code of a Close frame that says what a status would have said (NVIDIA's client shows a text for each).
-pub(crate) fn close_code(rejection: &Rejection) -> u16 {
+/// A Close frame that says what a status and a body would have said.
+pub(crate) fn close(rejection: &Rejection) -> Control {
+    let reason = format!("{}: {}", rejection.code.as_str(), rejection.code.message());
+    Control::close(close_code(rejection), &reason)
+}
+
+/// The code of such a frame (NVIDIA's client shows a text for each).
+fn close_code(rejection: &Rejection) -> u16 {
     match &rejection.code {
         Code::UpstreamNoWorker | Code::UpstreamTimeout | Code::UpstreamConnectTimeout => 3008,
         Code::FunctionUnknown => 3004,

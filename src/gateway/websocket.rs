@@ -32,9 +32,9 @@ use crate::gateway::upstream::{DialError, Upgraded, accept};
 use crate::gateway::worker::{Slot, Worker, close_politely};
 use crate::gateway::{Shared, Totals};
 use crate::lua::RouteChain;
-use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Phase, Stop};
+use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Stop};
 use crate::rejection::{Code, Rejection};
-use crate::session::{self, Control};
+use crate::session;
 
 /// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
 const EARLY: usize = 16 << 10;
@@ -146,7 +146,7 @@ pub(crate) async fn serve(
                 shared.metrics.resume_took("reconnect", now - started);
             }
             tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
-            let record = Record::new(exchange, route.chain.has(Phase::Log), now, listed, place);
+            let record = Record::new(exchange, &route.chain, now, listed, place);
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             let legs = ((conn, &early[..]), (upstream, &from_upstream[..]));
             relay::start(slot, route.resume, legs.0, legs.1, Box::new(record));
@@ -604,8 +604,7 @@ async fn refuse(
         Stop::Reject(rejection) => {
             shared.metrics.rejection(rejection.code.as_str());
             shared.metrics.session_start("refused");
-            let reason = format!("{}: {}", rejection.code.as_str(), rejection.code.message());
-            let close = Control::close(respond::close_code(&rejection), &reason);
+            let close = respond::close(&rejection);
             (respond::reject(rejection, exchange), Some(close))
         }
         Stop::Respond(response) => {

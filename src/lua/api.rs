@@ -4,6 +4,7 @@
 mod log;
 mod request;
 mod response;
+mod time;
 mod tokens;
 mod upstream;
 
@@ -20,6 +21,7 @@ use crate::rejection::Declared;
 pub(crate) use log::install as install_log;
 pub(crate) use request::RequestHandle;
 pub(crate) use response::ResponseHandle;
+pub(crate) use time::{Time, install as install_time};
 pub(crate) use tokens::TokensHandle;
 pub(crate) use upstream::UpstreamHandle;
 
@@ -154,7 +156,7 @@ macro_rules! handle {
 pub(crate) use handle;
 
 /// The handles and what they are, in the order of the reference pages.
-const HANDLES: [(&str, &str, &[Function]); 5] = [
+const HANDLES: [(&str, &str, &[Function]); 6] = [
     ("request", "The browser's request. Every phase gets it as its first argument.", request::FUNCTIONS),
     (
         "upstream",
@@ -176,6 +178,7 @@ const HANDLES: [(&str, &str, &[Function]); 5] = [
         "The gateway's log: `local log = require \"streamgate.log\"`. Each line carries the plugin's name.",
         log::FUNCTIONS,
     ),
+    ("time", "The gateway's clock: `local time = require \"streamgate.time\"`.", time::FUNCTIONS),
 ];
 
 /// `docs/reference/lua.md`.
@@ -185,7 +188,7 @@ pub(crate) fn page() -> String {
          <!-- Written by `make docs` from src/lua/api; do not edit. -->\n\n\
          A plugin is a folder with `plugin.lua` and `schema.lua`; [how to write one](../../plugins/README.md) fits on a page.\n\n\
          ## Phases\n\n\
-         | phase | called with | may stop the request | what it is for |\n|---|---|---|---|\n",
+         | phase | called with | may reject | may respond | what it is for |\n|---|---|---|---|---|\n",
     );
     let write = "a string takes every write";
     for phase in Phase::ALL {
@@ -194,8 +197,10 @@ pub(crate) fn page() -> String {
             Phase::ResponseHeaders | Phase::Log => "request, response, conf",
             _ => "request, conf",
         };
-        let stops = if phase.may_stop() { "yes" } else { "no" };
-        writeln!(page, "| `{phase}` | {arguments} | {stops} | {} |", phase.doc()).expect(write);
+        let [rejects, responds] =
+            [phase.may_reject(), phase.may_respond()].map(|it| if it { "yes" } else { "no" });
+        writeln!(page, "| `{phase}` | {arguments} | {rejects} | {responds} | {} |", phase.doc())
+            .expect(write);
     }
     page += "\nA phase function returns nothing to continue, or what `request:reject` and `request:respond` give.\n\
              A function that is called in a phase that does not allow it raises an error that says where it is allowed.\n";
@@ -204,7 +209,7 @@ pub(crate) fn page() -> String {
         for it in functions {
             let params: Vec<String> = it.params.iter().map(|(name, ty)| format!("{name}: {ty}")).collect();
             let result = if it.result == "nil" { String::new() } else { format!(" -> {}", it.result) };
-            let dot = if it.handle == "log" { "." } else { ":" };
+            let dot = dot_of(it.handle);
             writeln!(page, "\n### `{handle}{dot}{}({}){result}`\n", it.name, params.join(", ")).expect(write);
             writeln!(page, "{}\n", doc_text(it.doc)).expect(write);
             writeln!(page, "- Phases: {}", it.phases.names()).expect(write);
@@ -236,11 +241,16 @@ pub(crate) fn types() -> String {
                 writeln!(page, "---@return {}", it.result).expect(write);
             }
             let params: Vec<&str> = it.params.iter().map(|(name, _)| *name).collect();
-            let dot = if it.handle == "log" { "." } else { ":" };
+            let dot = dot_of(it.handle);
             writeln!(page, "function {handle}{dot}{}({}) end", it.name, params.join(", ")).expect(write);
         }
     }
     page
+}
+
+/// How a function of a handle is called: a module's with a dot.
+fn dot_of(handle: &str) -> &'static str {
+    if matches!(handle, "log" | "time") { "." } else { ":" }
 }
 
 /// A doc comment without the space that follows its slashes.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use http::StatusCode;
 use mlua::{Table, Value};
 
+use crate::clock::Clock;
 use crate::config::{Entry, Place, Plugins, Problem, Problems, Resume, Route};
+use crate::lua::api::Time;
 use crate::lua::bundle::{Bundle, Finder};
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
@@ -22,6 +24,7 @@ use crate::rejection::Declared;
 pub(crate) struct Program {
     routes: Vec<Planned>,
     memory: usize,
+    clock: Clock,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Program {
         plugins: &Plugins,
         routes: &[Route],
         from: &dyn References,
+        clock: &Clock,
     ) -> Result<Program, Problems> {
         let finder = Finder { paths: plugins.paths.clone() };
         let mut problems = Problems::new();
@@ -114,7 +118,7 @@ impl Program {
                 });
             }
         }
-        let program = Program { routes: planned, memory: plugins.memory };
+        let program = Program { routes: planned, memory: plugins.memory, clock: clock.clone() };
         if problems.is_empty() {
             // Running everything once finds what only running finds.
             if let Err(more) = program.instantiate() {
@@ -128,7 +132,7 @@ impl Program {
     pub(crate) fn instantiate(&self) -> Result<Routes, Problems> {
         let failed =
             |place: &Place, subject: &str, message: String| Problem::new(place.clone(), subject, message);
-        let vm = Vm::new(self.memory)
+        let vm = Vm::new(self.memory, Time::Clock(self.clock.clone()))
             .map_err(|it| Problems::from(failed(&Place::Nowhere, "plugins.memory", describe(&it).detail)))?;
         let mut problems = Problems::new();
         let mut routes = Vec::new();

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
-use crate::lua::api::{install_log, misuse};
+use crate::lua::api::{Time, install_log, install_time, misuse};
 use crate::lua::bundle::{Bundle, LIBRARY};
 
 /// Base functions that are safe as they are.
@@ -60,7 +60,7 @@ pub(super) fn vm(memory: usize) -> mlua::Result<Lua> {
 }
 
 /// The globals of one plugin.
-pub(super) fn environment(lua: &Lua, bundle: &Rc<Modules>) -> mlua::Result<Table> {
+pub(super) fn environment(lua: &Lua, bundle: &Rc<Modules>, time: &Time) -> mlua::Result<Table> {
     let globals = lua.globals();
     let env = lua.create_table()?;
     for name in BASE {
@@ -86,6 +86,7 @@ pub(super) fn environment(lua: &Lua, bundle: &Rc<Modules>) -> mlua::Result<Table
     env.raw_set("print", log.raw_get::<Function>("info")?)?;
     let loaded = lua.create_table()?;
     loaded.raw_set("streamgate.log", log)?;
+    loaded.raw_set("streamgate.time", install_time(lua, time.clone())?)?;
     let (modules, module_env) = (Rc::clone(bundle), env.clone());
     let require = lua.create_function(move |lua, name: LuaString| {
         let name = name.to_str()?.to_owned();
@@ -127,7 +128,8 @@ impl Modules {
         if let Some(file) = self.bundle.files.get(&format!("{name}.lua")) {
             return Ok((file.path.display().to_string(), file.text.clone()));
         }
-        let known: Vec<&str> = LIBRARY.iter().map(|(it, _)| *it).chain(["streamgate.log"]).collect();
+        let known: Vec<&str> =
+            LIBRARY.iter().map(|(it, _)| *it).chain(["streamgate.log", "streamgate.time"]).collect();
         Err(misuse(format!(
             "require: no module {name:?}; there are {}, and the files of the plugin's own folder",
             known.join(", ")

@@ -1,6 +1,6 @@
 //! Runs the tests that plugins bring along, against the real thing: the same VM, the same chain.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use mlua::{Lua, Table, Value};
 
 use crate::config::{self, Place, Problem, Problems, Reference};
+use crate::lua::api::Time;
 use crate::lua::bundle::{Bundle, SPEC_LIBRARY};
 use crate::lua::loader::Plugin;
 use crate::lua::vm::{Instance, Vm, describe};
@@ -42,7 +43,7 @@ pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
     let path = file.path.display().to_string();
     let failed =
         |error: &mlua::Error| Problems::from(Problem::new(Place::file(&path), &name, describe(error).detail));
-    let vm = Vm::new(MEMORY).map_err(|it| failed(&it))?;
+    let vm = Vm::new(MEMORY, Time::Set(Rc::default())).map_err(|it| failed(&it))?;
     let suite = load(&vm.lua, &plugin, &path, &file.text).map_err(|it| failed(&it))?;
     let mut report = Report { plugin: name.clone(), tests: Vec::new() };
     let tests: Table = suite.raw_get("tests").map_err(|it| failed(&it))?;
@@ -57,7 +58,7 @@ pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
 
 fn load(lua: &Lua, plugin: &Arc<Plugin>, path: &str, text: &str) -> mlua::Result<Table> {
     let modules = sandbox::Modules { bundle: Arc::clone(&plugin.bundle), extra: vec![SPEC_LIBRARY] };
-    let env = sandbox::environment(lua, &Rc::new(modules))?;
+    let env = sandbox::environment(lua, &Rc::new(modules), &Time::Set(Rc::default()))?;
     // `require "streamgate.harness"` finds what is preloaded here.
     let require: mlua::Function = env.raw_get("require")?;
     let harness = harness(lua, plugin)?;
@@ -96,7 +97,7 @@ fn harness(lua: &Lua, plugin: &Arc<Plugin>) -> mlua::Result<Table> {
     table.raw_set(
         "request",
         lua.create_function(move |lua, (settings, request): (Table, Table)| {
-            let bench = Bench::new(&of, settings, &token_files)?;
+            let bench = Bench::new(&of, settings, &request, &token_files)?;
             let mut exchange = exchange(&request)?;
             let phases = [Phase::OnRequest, Phase::Authenticate, Phase::Authorize, Phase::UpstreamRequest];
             let stop = phases.into_iter().find_map(|phase| {
@@ -109,11 +110,22 @@ fn harness(lua: &Lua, plugin: &Arc<Plugin>) -> mlua::Result<Table> {
         })?,
     )?;
 
+    let (of, token_files) = (Arc::clone(plugin), Rc::clone(&files));
+    table.raw_set(
+        "tick",
+        lua.create_function(move |lua, (settings, session): (Table, Table)| {
+            let bench = Bench::new(&of, settings, &session, &token_files)?;
+            let mut exchange = exchange(&session)?;
+            let stop = bench.chain.run_now(Phase::SessionTick, &mut exchange, &bench.watch).err();
+            outcome(lua, &exchange, stop, &bench)
+        })?,
+    )?;
+
     let of = Arc::clone(plugin);
     table.raw_set(
         "response",
         lua.create_function(move |lua, (settings, response): (Table, Table)| {
-            let bench = Bench::new(&of, settings, &files)?;
+            let bench = Bench::new(&of, settings, &response, &files)?;
             let request: Option<Table> = response.raw_get("request")?;
             let mut exchange = match request {
                 Some(request) => exchange(&request)?,
@@ -150,6 +162,7 @@ impl Bench {
     fn new(
         plugin: &Arc<Plugin>,
         settings: Table,
+        request: &Table,
         files: &Rc<RefCell<BTreeMap<PathBuf, config::Table>>>,
     ) -> mlua::Result<Bench> {
         let place = Place::file("spec.lua");
@@ -161,7 +174,8 @@ impl Bench {
             .schema
             .check(&place, &written, &from)
             .map_err(|it| mlua::Error::runtime(it.to_string()))?;
-        let vm = Vm::new(MEMORY)?;
+        let at: Option<f64> = request.raw_get("at")?;
+        let vm = Vm::new(MEMORY, Time::Set(Rc::new(Cell::new(at.unwrap_or_default()))))?;
         let instance =
             Instance::new(&vm, &plugin.bundle, &plugin.schema, &settings).map_err(mlua::Error::runtime)?;
         let mut chain = Chain::new();

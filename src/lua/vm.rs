@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mlua::{AnyUserData, Function, Lua, Table, Value};
 
-use crate::lua::api::{CHOICE, Live, Misuse, RequestHandle, ResponseHandle, Slot, UpstreamHandle};
+use crate::lua::api::{CHOICE, Live, Misuse, RequestHandle, ResponseHandle, Slot, Time, UpstreamHandle};
 use crate::lua::bundle::Bundle;
 use crate::lua::{convert, sandbox};
 use crate::policy::{
@@ -17,6 +17,7 @@ use crate::rejection::Declared;
 /// A VM. Its handles are made once and pointed at one request after the other.
 pub(crate) struct Vm {
     pub(super) lua: Lua,
+    pub(super) time: Time,
     slot: Slot,
     request: AnyUserData,
     upstream: AnyUserData,
@@ -35,7 +36,7 @@ pub(crate) struct Instance {
 }
 
 impl Vm {
-    pub(super) fn new(memory: usize) -> mlua::Result<Rc<Vm>> {
+    pub(super) fn new(memory: usize, time: Time) -> mlua::Result<Rc<Vm>> {
         let lua = sandbox::vm(memory)?;
         let slot: Slot = Rc::new(RefCell::new(None));
         Ok(Rc::new(Vm {
@@ -43,6 +44,7 @@ impl Vm {
             upstream: lua.create_userdata(UpstreamHandle(Rc::clone(&slot)))?,
             response: lua.create_userdata(ResponseHandle(Rc::clone(&slot)))?,
             lua,
+            time,
             slot,
             spent: Cell::new(false),
         }))
@@ -71,7 +73,7 @@ impl Instance {
         let file = bundle.file("plugin.lua");
         let path = file.path.display().to_string();
         let make = || -> mlua::Result<(Value, Table)> {
-            let env = sandbox::environment(&vm.lua, &modules)?;
+            let env = sandbox::environment(&vm.lua, &modules, &vm.time)?;
             let module =
                 sandbox::chunk(&vm.lua, &path, &file.text, &env)?.call::<Value>(bundle.name.as_str())?;
             Ok((module, convert::settings(&vm.lua, settings)?))

@@ -22,7 +22,7 @@ pub trait Policy {
 pub enum Answer<'a> {
     /// It is decided.
     Now(Result<Decision, Failure>),
-    /// It waits for something. Not allowed in `response_headers` and `log`.
+    /// It waits for something. Not allowed in `response_headers`, `session_tick` and `log`.
     Later(Pin<Box<dyn Future<Output = Result<Decision, Failure>> + 'a>>),
 }
 
@@ -159,9 +159,13 @@ impl Step {
         watch: &W,
     ) -> Result<(), Stop> {
         let answer = match answer {
-            Ok(Decision::Reject(_) | Decision::Respond(_)) if !phase.may_stop() => Err(Failure {
+            Ok(Decision::Reject(_)) if !phase.may_reject() => Err(Failure {
                 kind: FailureKind::Contract,
-                detail: format!("a plugin may not stop a request in {phase}"),
+                detail: format!("a plugin may not reject a request in {phase}"),
+            }),
+            Ok(Decision::Respond(_)) if !phase.may_respond() => Err(Failure {
+                kind: FailureKind::Contract,
+                detail: format!("a plugin may not answer a request in {phase}"),
             }),
             other => other,
         };

@@ -16,6 +16,8 @@ pub enum Phase {
     UpstreamRequest,
     /// A response goes to the browser, be it the upstream's or the gateway's own.
     ResponseHeaders,
+    /// A session is open; is it still right?
+    SessionTick,
     /// All is over; for the record.
     Log,
 }
@@ -26,12 +28,13 @@ pub struct Phases(u16);
 
 impl Phase {
     /// All phases, in the order in which they run.
-    pub const ALL: [Phase; 6] = [
+    pub const ALL: [Phase; 7] = [
         Phase::OnRequest,
         Phase::Authenticate,
         Phase::Authorize,
         Phase::UpstreamRequest,
         Phase::ResponseHeaders,
+        Phase::SessionTick,
         Phase::Log,
     ];
 
@@ -43,6 +46,7 @@ impl Phase {
             Phase::Authorize => "authorize",
             Phase::UpstreamRequest => "upstream_request",
             Phase::ResponseHeaders => "response_headers",
+            Phase::SessionTick => "session_tick",
             Phase::Log => "log",
         }
     }
@@ -52,9 +56,14 @@ impl Phase {
         Phase::ALL.into_iter().find(|it| it.name() == name)
     }
 
-    /// Whether a plugin may reject or answer the request here.
-    pub const fn may_stop(self) -> bool {
+    /// Whether a plugin may reject the request here, or end the session.
+    pub const fn may_reject(self) -> bool {
         !matches!(self, Phase::ResponseHeaders | Phase::Log)
+    }
+
+    /// Whether a plugin may answer the request here.
+    pub const fn may_respond(self) -> bool {
+        self.may_reject() && !matches!(self, Phase::SessionTick)
     }
 
     /// What the phase is for, for the reference page.
@@ -70,6 +79,9 @@ impl Phase {
             }
             Phase::ResponseHeaders => {
                 "A response goes to the browser, be it the upstream's, the 101 of a WebSocket, or the gateway's own error."
+            }
+            Phase::SessionTick => {
+                "A session is open, since `sessions.tick` or longer. A rejection ends it: the browser gets a Close frame with the code of a refusal. The headers of its request are gone by then; what was set is there."
             }
             Phase::Log => "All is over: the response was sent, or the session has ended.",
         }

@@ -2,11 +2,13 @@
 
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::config::{Node, Place, Problem, Problems, Table, Value};
 
 /// Who is asking, as authentication found.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Principal {
     /// The id: the `principal` of the access log, and what a session belongs to.
     pub id: String,
@@ -35,14 +37,17 @@ impl Principal {
 /// Static tokens, from a TOML file with a table for each principal.
 #[derive(Default)]
 pub struct Tokens {
-    entries: Vec<([u8; 32], Principal)>,
+    entries: Vec<(Hash, Principal)>,
 }
+
+/// The SHA-256 of a token.
+type Hash = [u8; 32];
 
 impl Tokens {
     /// Reads the tables of a token file: `token` (or `token_sha256`), `functions`, and any attribute.
     pub(crate) fn read(table: &Table) -> Result<Tokens, Problems> {
         let mut problems = Problems::new();
-        let mut entries: Vec<([u8; 32], Principal)> = Vec::new();
+        let mut entries: Vec<(Hash, Principal)> = Vec::new();
         for entry in table.iter() {
             let Some(fields) = entry.node.as_table() else {
                 let message = "expected a table: `[name]` with `token = \"…\"`";
@@ -73,6 +78,20 @@ impl Tokens {
         found
     }
 
+    /// A name of a token that does not give it away: the beginning of its SHA-256, in hexadecimal digits.
+    pub fn key(token: &str) -> String {
+        Tokens::key_of(digest(&SHA256, token.as_bytes()).as_ref())
+    }
+
+    /// The principal whose token has this key.
+    pub fn find_key(&self, key: &str) -> Option<&Principal> {
+        self.entries.iter().find(|(hash, _)| Tokens::key_of(hash) == key).map(|(_, it)| it)
+    }
+
+    fn key_of(hash: &[u8]) -> String {
+        hash[..8].iter().map(|it| format!("{it:02x}")).collect()
+    }
+
     /// How many principals there are.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -95,9 +114,9 @@ fn read_principal(
     place: &Place,
     fields: &Table,
     problems: &mut Problems,
-) -> Option<([u8; 32], Principal)> {
+) -> Option<(Hash, Principal)> {
     let mut principal = Principal { id: id.to_owned(), ..Principal::default() };
-    let mut hash: Option<[u8; 32]> = None;
+    let mut hash: Option<Hash> = None;
     // No message shows a value: it may be the token.
     let mut complain = |place: &Place, key: &str, message: &str| {
         problems.push(Problem::new(place.clone(), format!("{id}.{key}"), message));
@@ -145,6 +164,22 @@ fn read_principal(
                 }
             }
             ("functions", _) => complain(place, "functions", "expected a list of function ids"),
+            ("expires", value) => {
+                let at = match value {
+                    Value::Text(text) => OffsetDateTime::parse(text, &Rfc3339).ok(),
+                    _ => None,
+                };
+                match at {
+                    Some(at) => {
+                        drop(principal.attributes.insert("expires".into(), at.unix_timestamp().into()))
+                    }
+                    None => complain(
+                        place,
+                        "expires",
+                        "expected a date and time with its offset, such as 2027-01-31T00:00:00Z",
+                    ),
+                }
+            }
             ("id", _) => complain(place, "id", "the name of the table is the principal's id"),
             (key, value) => {
                 principal.attributes.insert(key.to_owned(), to_json(value));

@@ -150,6 +150,8 @@ struct World {
     gather: Gather,
     /// `None` while the browser is away.
     wire: Option<Wire>,
+    /// The one before, at another replica that has not said yet what has arrived.
+    late: Option<Wire>,
     mouths: [Mouth; 2],
     ears: [Ear; 2],
     /// Messages that the browser has handed over whole.
@@ -165,7 +167,7 @@ impl World {
         let now = crate::clock::Clock::paused().now();
         let keepalive =
             config::Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
-        let limits = Limits { keepalive, window: Some(WINDOW), max_age: None, max_idle: None };
+        let limits = Limits { keepalive, window: Some(WINDOW), max_age: None, max_idle: None, tick: None };
         let mouth = |sender| Mouth { sender, n_messages: 0, bytes: Vec::new() };
         World {
             session: Session::new(limits, 7, now),
@@ -174,6 +176,7 @@ impl World {
             backlog: Backlog::new(1 << 20),
             gather: Gather::new(1 << 20),
             wire: Some(Wire { written: Vec::new(), arrived: 0 }),
+            late: None,
             mouths: [mouth(Sender::Client), mouth(Sender::Server)],
             ears: [Ear::new(Sender::Server), Ear::new(Sender::Client)],
             handed_over: Ear::new(Sender::Client),
@@ -231,10 +234,14 @@ impl World {
                 Action::Wait(_) => return,
                 Action::Finish(end) => return self.end = Some(end),
                 Action::Send(leg, control) | Action::Ping(leg, control) => self.send(leg, &control),
-                Action::Measured(..) => {}
-                Action::Park(_) => {
+                Action::Measured(..) | Action::Ask => {}
+                Action::Park(loss) => {
                     let wire = self.wire.take().expect("only a browser that is there is lost");
-                    self.backlog.acknowledged(wire.arrived as u64);
+                    if loss == Loss::Replaced {
+                        self.late = Some(wire);
+                    } else {
+                        self.backlog.acknowledged(wire.arrived as u64);
+                    }
                     self.gather.forget();
                     assert!(self.gather.is_whole() && !self.backlog.has_gap(), "all is kept");
                     self.trackers[0] = Tracker::new(Sender::Client);
@@ -256,7 +263,7 @@ impl World {
 
     /// Some of what was written arrives.
     fn arrive(&mut self, n: usize) {
-        let Some(wire) = &mut self.wire else { return };
+        let Some(wire) = self.late.as_mut().or(self.wire.as_mut()) else { return };
         let until = (wire.arrived + n).min(wire.written.len());
         self.ears[0].hear(&wire.written[wire.arrived..until]);
         wire.arrived = until;
@@ -273,6 +280,9 @@ impl World {
         if !self.session.takes_browsers() {
             return;
         }
+        if let Some(wire) = self.late.take() {
+            self.backlog.acknowledged(wire.arrived as u64);
+        }
         if let Some(wire) = self.wire.take() {
             // Another browser takes over.
             self.mouths[0].bytes.clear();
@@ -288,7 +298,7 @@ impl World {
     }
 
     fn step(&mut self, dice: &mut Dice) {
-        match dice.below(18) {
+        match dice.below(19) {
             0..=2 => self.mouths[1].speak(dice),
             3 if self.wire.is_some() => self.mouths[0].speak(dice),
             4..=6 => self.listen(Leg::Upstream, dice.below(400)),
@@ -296,6 +306,7 @@ impl World {
             9..=11 => self.arrive(dice.below(600)),
             12 => self.lose([Loss::Fin, Loss::Reset, Loss::Silence][dice.below(3)]),
             13..=14 => self.attach(),
+            16 => self.lose(Loss::Replaced),
             15 => {
                 if let Some(wire) = &self.wire {
                     self.backlog.acknowledged(wire.arrived as u64);

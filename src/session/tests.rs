@@ -5,7 +5,8 @@ use super::*;
 const KEEPALIVE: config::Keepalive =
     config::Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
 
-const LIMITS: Limits = Limits { keepalive: KEEPALIVE, window: None, max_age: None, max_idle: None };
+const LIMITS: Limits =
+    Limits { keepalive: KEEPALIVE, window: None, max_age: None, max_idle: None, tick: None };
 
 /// A session and the time.
 struct Bench {
@@ -303,4 +304,24 @@ fn age_and_idleness_end_a_session() {
     let mut it = Bench::within(limits);
     it.on(Event::Heard(Leg::Browser));
     assert_eq!(ended(it.at(30).on(Event::Tick)), Some(Reason::Idle), "a pong is no message");
+}
+
+#[test]
+fn policies_are_asked_again_and_may_end_a_session() {
+    let tick = Duration::from_secs(30);
+    let window = Some(Duration::from_secs(600));
+    let mut it = Bench::within(Limits { tick: Some(tick), window, ..LIMITS });
+    let is_asked = |it: &mut Bench, seconds: u64| {
+        it.at(seconds).on(Event::Heard(Leg::Upstream));
+        it.on(Event::Heard(Leg::Browser));
+        it.on(Event::Tick).contains(&Action::Ask)
+    };
+    assert!(!is_asked(&mut it, 29));
+    assert!(is_asked(&mut it, 1) && !is_asked(&mut it, 0), "once each time");
+    it.on(Event::Gone(Leg::Browser, Loss::Reset));
+    assert!(!is_asked(&mut it, 29) && is_asked(&mut it, 1), "also about a browser that is away");
+    let actions = it.on(Event::Refused(Control::close(3000, "the token has expired")));
+    assert!(matches!(&actions[0], Action::Send(Leg::Browser, it) if it.close_code() == 3000));
+    assert!(matches!(&actions[1], Action::Send(Leg::Upstream, it) if it.close_code() == 1000));
+    assert_eq!(actions[2], finish(Reason::Refused, 3000, Ending::Close, Ending::Close));
 }

@@ -440,3 +440,61 @@ async fn a_restart_tells_browsers_to_come_back() {
     drop((client, leg));
     gateway.ends_while_time_stands_still();
 }
+
+#[tokio::test]
+async fn a_session_ends_when_its_token_is_withdrawn_or_has_expired() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let builder = Gateway::in_front_of(&upstream)
+        .authenticated()
+        .on(&clock)
+        .with("[sessions]\nkeepalive = { interval = \"1h\", timeout = \"2h\" }");
+    let file = builder.text();
+    let gateway = builder.start().await;
+    let tokens = |eve: &str| {
+        let text = format!("[ada]\ntoken = {TOKEN:?}\n{eve}");
+        gateway.folder.write("tokens.toml", &text);
+        gateway.reload(&file).expect("tokens");
+    };
+    let enter = async |token: &str| {
+        let mut client = gateway.connect().await;
+        client.upgrade("/sign_in", &[("Authorization", &format!("Bearer {token}"))]).await;
+        client
+    };
+    // A token that is good for a minute of this clock.
+    let end = time::OffsetDateTime::from(clock.wall() + Duration::from_secs(60));
+    let end = end.format(&time::format_description::well_known::Rfc3339).expect("a date");
+    let eve = format!("[eve]\ntoken = \"token-of-eve\"\nexpires = {end:?}");
+    tokens(&eve);
+    let mut ada = enter(TOKEN).await;
+    assert_eq!(ada.answer().await.status, 101);
+    let mut leg_of_ada = upstream.leg().await;
+    let mut other = enter("token-of-eve").await;
+    assert_eq!(other.answer().await.status, 101);
+    let mut leg = upstream.leg().await;
+    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 2.0);
+    clock.advance(Duration::from_secs(31));
+    let asked = [("decision", "continue"), ("phase", "session_tick"), ("plugin", "bearer-auth")];
+    gateway.until_metric("streamgate_plugin_decisions_total", &asked, 2.0);
+    clock.advance(Duration::from_secs(31));
+    let close = other.frame().await.expect("a Close frame");
+    let text = String::from_utf8_lossy(&close.payload[2..]).into_owned();
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &3000u16.to_be_bytes()[..]));
+    assert_eq!(text, "auth.expired_token: The bearer token is not good any more.");
+    assert_eq!(leg.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "refused")], 1.0);
+    let late = enter("token-of-eve").await.answer().await;
+    assert_eq!((late.status, late.code().as_str()), (401, "auth.expired_token"));
+
+    // The other one goes on until its token is withdrawn, also while its browser is away.
+    leg_of_ada.send(1, b"on").await;
+    assert_eq!(ada.frame().await.expect("a message").payload, b"on");
+    ada.reset();
+    gateway.until_metric("streamgate_sessions", &[("state", "parked")], 1.0);
+    gateway.folder.write("tokens.toml", "[bob]\ntoken = \"token-of-bob\"\n");
+    gateway.reload(&file).expect("tokens");
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(leg_of_ada.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "refused")], 2.0);
+    gateway.until_metric("streamgate_rejections_total", &[("code", "auth.unknown_token")], 1.0);
+}

@@ -224,14 +224,11 @@ impl Client {
 
     /// Whether nothing is there to be read now.
     pub async fn is_silent(&mut self) -> bool {
-        let mut byte = [0];
-        self.buf.is_empty()
-            && tokio::time::timeout(
-                std::time::Duration::from_millis(100),
-                self.stream.as_dyn().read(&mut byte),
-            )
-            .await
-            .is_err()
+        let (stream, buf) = (self.stream.as_dyn(), &mut self.buf);
+        buf.is_empty()
+            && tokio::time::timeout(std::time::Duration::from_millis(100), stream.read_buf(buf))
+                .await
+                .is_err()
     }
 
     /// Sends FIN.
