@@ -4,6 +4,7 @@
 //! numbers of the conformance list in `docs/concepts/front-door.md`. It shares no type with the gateway or the streaming
 //! server: they meet over sockets only.
 
+mod faults;
 mod functions;
 mod health;
 mod ingress;
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::clock::Clock;
 use crate::config::{self, Place, Problem};
 use crate::secret::Secret;
+use faults::Faults;
 use functions::Functions;
 use ingress::Sessions;
 
@@ -34,6 +36,7 @@ struct Shared {
     config: config::FrontDoor,
     functions: Functions,
     sessions: Sessions,
+    faults: Faults,
     clock: Clock,
     /// What the workers are told to prove themselves with at the STUN server.
     stun: stun::Server,
@@ -55,6 +58,7 @@ impl Server {
         let shared = Shared {
             functions: Functions::default(),
             sessions: Sessions::default(),
+            faults: Faults::none(),
             clock: clock.clone(),
             stun: stun::Server { address: stun_address, username: random(), password: Secret::new(random()) },
             config,

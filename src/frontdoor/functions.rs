@@ -14,6 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::frontdoor::Shared;
+use crate::frontdoor::faults;
 use crate::frontdoor::health::{self, Health, Instance};
 use crate::frontdoor::problem::ApiError;
 
@@ -86,7 +87,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             post(deploy).put(deploy).get(deployment).delete(undeploy),
         )
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "No static resource.") })
-        .with_state(shared)
+        .with_state(Arc::clone(&shared))
+        .merge(faults::router(shared))
 }
 
 impl Functions {
@@ -362,7 +364,7 @@ fn parse(function: Uuid, body: &[u8], created: String) -> Result<Version, ApiErr
 }
 
 /// A body that is a JSON object; what is wrong with it is told by line and column.
-fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(ApiError::bad("Failed to read request: expected a JSON object")),

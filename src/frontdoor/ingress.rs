@@ -25,13 +25,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use ring::digest::{SHA256, digest};
+use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tower_service::Service;
 use uuid::Uuid;
 
+use crate::clock::Instant;
 use crate::frontdoor::Shared;
+use crate::frontdoor::faults::Cut;
 use crate::frontdoor::functions::{self, Version};
 use crate::frontdoor::health::{Awaited, Instance};
 use crate::frontdoor::problem::ApiError;
@@ -54,6 +57,7 @@ pub(crate) struct Session {
     place: Mutex<Option<OwnedSemaphorePermit>>,
     connections: Mutex<Connections>,
     ended: watch::Sender<bool>,
+    began: Instant,
     /// How long it waits for its browser, in seconds: the reconnect window.
     window: AtomicU64,
 }
@@ -69,8 +73,9 @@ struct Connections {
 }
 
 /// What one TCP connection is bound to.
-#[derive(Default)]
 struct Connection {
+    /// The socket once more, to cut it.
+    socket: Arc<Socket>,
     bound: tokio::sync::Mutex<HashMap<(Uuid, Option<Uuid>), Tunnel>>,
 }
 
@@ -114,7 +119,10 @@ const COOKIE_NAME: &str = "nvcf-request-id";
 /// Serves one TCP connection.
 pub(crate) async fn serve(shared: Arc<Shared>, tcp: TcpStream) {
     drop(tcp.set_nodelay(true));
-    let connection = Arc::new(Connection::default());
+    let Ok(socket) = SockRef::from(&tcp).try_clone() else {
+        return tracing::error!("The front door is out of files.");
+    };
+    let connection = Arc::new(Connection { socket: Arc::new(socket), bound: Default::default() });
     let service = service_fn(move |request| {
         let (shared, connection) = (Arc::clone(&shared), Arc::clone(&connection));
         async move { Ok::<_, Infallible>(answer(&shared, &connection, request).await) }
@@ -207,9 +215,10 @@ async fn proxy(
     {
         let worker = hyper::upgrade::on(&mut response);
         let attached = Attached::new(shared, &session);
+        let socket = Arc::clone(&connection.socket);
         tokio::spawn(async move {
             if let (Ok(client), Ok(worker)) = (client.await, worker.await) {
-                relay(TokioIo::new(client), TokioIo::new(worker), &attached.session).await;
+                relay(TokioIo::new(client), TokioIo::new(worker), &attached, &socket).await;
             }
             drop(attached);
         });
@@ -316,7 +325,9 @@ async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal
         return Err(Refusal::new(status, text)); // F18
     }
     let Some(id) = said.request_id else { return begin(shared, &found, account).await };
-    let Some(session) = shared.sessions.find(id) else {
+    let faults = shared.faults.now();
+    let is_registered = |it: &Arc<Session>| shared.clock.now() - it.began >= faults.registration_delay; // F16
+    let Some(session) = shared.sessions.find(id).filter(is_registered) else {
         let error = Uuid::new_v4();
         let text = format!(
             "failed to open stateful work request: error_id:\"{error}\" reason:\"no existing session found\" for request id {id}"
@@ -337,6 +348,10 @@ async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal
     }
     if session.account != account {
         return mismatch("invoker NCA ID");
+    }
+    if faults.dead_workers {
+        shared.clock.sleep(shared.config.worker_timeout).await; // F17
+        return Err(Refusal::no_worker());
     }
     Ok(session)
 }
@@ -359,7 +374,7 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
         }
     };
     let Some((instance, place)) = shared.clock.timeout(shared.config.worker_timeout, found).await else {
-        return Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "failed to establish link to worker"));
+        return Err(Refusal::no_worker());
     };
     let session = Arc::new(Session {
         id: Uuid::new_v4(),
@@ -370,6 +385,7 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
         place: Mutex::new(Some(place)),
         connections: Mutex::default(),
         ended: watch::Sender::new(false),
+        began: shared.clock.now(),
         window: AtomicU64::new(WINDOW),
     });
     shared.sessions.lock().insert(session.id, Arc::clone(&session));
@@ -408,23 +424,39 @@ async fn dial(instance: &Instance) -> Result<SendRequest<Incoming>, Refusal> {
 async fn relay(
     client: impl AsyncRead + AsyncWrite + Unpin,
     worker: impl AsyncRead + AsyncWrite + Unpin,
-    session: &Session,
+    attached: &Attached,
+    socket: &Socket,
 ) {
+    let Attached { shared, session } = attached;
+    let mut cuts = shared.faults.cuts();
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut worker_in, mut worker_out) = tokio::io::split(worker);
     let mut ended = session.ended.subscribe();
     tokio::select! {
-        () = pump(&mut client_in, &mut worker_out) => {}
-        () = pump(&mut worker_in, &mut client_out) => {}
+        biased;
+        cut = cuts.recv() => if cut == Ok(Cut::Reset) {
+            drop(socket.set_linger(Some(Duration::ZERO))); // F30: closing it is a reset now
+            return;
+        },
+        () = pump(&mut client_in, &mut worker_out, shared) => {}
+        () = pump(&mut worker_in, &mut client_out, shared) => {}
         _ = ended.wait_for(|it| *it) => {}
     }
     drop(worker_out.shutdown().await);
     drop(client_out.shutdown().await);
 }
 
-async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+async fn pump(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), shared: &Shared) {
     let mut buf = vec![0; 16 << 10];
+    let mut faults = shared.faults.watch();
     while let Ok(n) = from.read(&mut buf).await {
+        let delay = faults.borrow().delay; // F30
+        if !delay.is_zero() {
+            shared.clock.sleep(delay).await;
+        }
+        if faults.wait_for(|it| !it.half_open).await.is_err() {
+            return;
+        }
         if n == 0 || to.write_all(&buf[..n]).await.is_err() || to.flush().await.is_err() {
             return;
         }
@@ -506,6 +538,12 @@ impl Sessions {
         self.lock().get(&id).cloned()
     }
 
+    /// Forgets all, as a front door that restarts.
+    pub(crate) fn forget(&self) {
+        let all: Vec<Arc<Session>> = self.lock().values().cloned().collect();
+        all.iter().for_each(|it| self.end(it));
+    }
+
     fn end(&self, session: &Session) {
         self.lock().remove(&session.id);
         session.ended.send_replace(true);
@@ -516,6 +554,10 @@ impl Sessions {
 impl Refusal {
     fn new(status: StatusCode, text: impl Into<String>) -> Self {
         Refusal { status, text: text.into(), forgets_session: false }
+    }
+
+    fn no_worker() -> Self {
+        Refusal::new(StatusCode::GATEWAY_TIMEOUT, "failed to establish link to worker")
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::support::raw::from_browser;
 use crate::support::upstream::{Act, header};
-use crate::support::{Answer, Client, Folder, Gateway, Upstream, gateway, soon};
+use crate::support::{Answer, Client, Folder, Gateway, Leg, Upstream, gateway, soon};
 
 const ACCESS: &str = "the-key-of-the-account";
 
@@ -663,4 +663,126 @@ async fn a_session_is_held_as_long_as_the_app_waits_and_the_window_is_open() {
     container.asked(n_asked + 1, &clock).await;
     let gone = async { while enter(&id).await.1.status != 404 {} };
     soon("a session that is complete", gone).await;
+}
+
+/// A gateway before a front door that can be made to fail, and a browser of it.
+struct Stage {
+    upstream: Upstream,
+    door: Door,
+    gateway: Gateway,
+    function: String,
+}
+
+impl Stage {
+    async fn set(lines: &str, tables: &str) -> Stage {
+        let upstream = Upstream::start().await;
+        let container = Container::before(&upstream).await;
+        let door = Door::start(lines).await;
+        let function = door.function(&container).await;
+        let address = door.running.addresses.frontdoor.expect("it is one");
+        let gateway = Gateway::before(format!("http://{address}"))
+            .upstream(&format!("functions = [{function:?}]"))
+            .with(tables)
+            .start()
+            .await;
+        Stage { upstream, door, gateway, function }
+    }
+
+    async fn fault(&self, method: &str, path: &str, body: &str) -> Answer {
+        self.door.api(method, &format!("/v2/nvcf/faults{path}"), body).await
+    }
+
+    /// Opens a session, or comes back into one by another handshake; gives what NVCF called it.
+    async fn open(&mut self, cookie: &str) -> (Client, String, Leg, String) {
+        let mut client = self.gateway.connect().await;
+        let offer = format!("chat, function-id.{}", self.function);
+        let path = if cookie.is_empty() { "/sign_in" } else { "/sign_in?reconnect=1" };
+        client.upgrade(path, &[("Sec-WebSocket-Protocol", &offer), ("Cookie", cookie)]).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 101, "{}", answer.text());
+        let leg = self.upstream.leg().await;
+        let id = leg.header("nvcf-reqid").expect("an id");
+        (client, crate::support::cookie(&answer.header("set-cookie").expect("a cookie")), leg, id)
+    }
+}
+
+#[tokio::test]
+async fn a_session_may_be_registered_late() {
+    let mut stage = Stage::set("", "").await;
+    let wrong = stage.fault("PUT", "", "{\"registrationDelay\":7,\"sleep\":true}").await;
+    assert_eq!(wrong.status, 400);
+    for part in ["registrationDelay: expected a duration", "sleep: there are registrationDelay,"] {
+        assert!(wrong.text().contains(part), "{}", wrong.text());
+    }
+    let set = stage.fault("PUT", "", "{\"registrationDelay\":\"700ms\"}").await;
+    assert_eq!((set.status, set.json("registrationDelay").as_str()), (200, "700ms"));
+    let (_client, cookie, _leg, first) = stage.open("").await;
+    // At once NVCF does not know it; the gateway asks again until it does (F16).
+    let (_client, _, _leg, second) = stage.open(&cookie).await;
+    assert_eq!(first, second);
+    let resumed = [("kind", "reconnect"), ("outcome", "resumed")];
+    stage.gateway.until_metric("streamgate_session_resumes_total", &resumed, 1.0);
+    // Nobody waits for ever for one that stays unknown.
+    stage.fault("PUT", "", "{\"registrationDelay\":\"1h\"}").await;
+    let (_client, cookie, _leg, first) = stage.open("").await;
+    let (_client, _, _leg, second) = stage.open(&cookie).await;
+    assert_ne!(first, second, "a new session in its place");
+}
+
+#[tokio::test]
+async fn a_dead_worker_is_waited_for_in_vain() {
+    let mut stage = Stage::set("worker_timeout = \"200ms\"", "").await;
+    let (_client, cookie, _leg, first) = stage.open("").await;
+    stage.fault("PUT", "", "{\"deadWorkers\":true}").await;
+    let bearer = format!("Bearer {}", crate::support::KEY);
+    let headers =
+        [("authorization", bearer.as_str()), ("function-id", &stage.function), ("nvcf-reqid", &first)];
+    let answer = stage.door.ask("GET", &headers).await;
+    assert_eq!((answer.status, answer.text().as_str()), (504, "failed to establish link to worker"));
+    assert_eq!(
+        answer.header("set-cookie"),
+        None,
+        "the cookie stays, unlike that of an unknown session (F17)"
+    );
+    // The gateway believes the 504 once, and the browser has a new session.
+    let (_client, _, _leg, second) = stage.open(&cookie).await;
+    assert_ne!(first, second);
+    let gone = [("kind", "reconnect"), ("outcome", "gone")];
+    stage.gateway.until_metric("streamgate_session_resumes_total", &gone, 1.0);
+}
+
+#[tokio::test]
+async fn connections_fail_on_demand() {
+    let keepalive = "[sessions.keepalive]\ninterval = \"200ms\"\ntimeout = \"1s\"";
+    let mut stage = Stage::set("", keepalive).await;
+    let ends = |stage: &Stage, reason: &str, n: f64| {
+        stage.gateway.until_metric("streamgate_session_ends_total", &[("reason", reason)], n);
+    };
+    // FIN and RST, both without a Close frame: the browser sees the same, and may come back.
+    let (mut client, cookie, _leg, first) = stage.open("").await;
+    assert_eq!(stage.fault("POST", "/drop", "").await.status, 204);
+    assert!(!client.ends_with_reset().await);
+    ends(&stage, "upstream_lost", 1.0);
+    let (mut client, cookie, _leg, second) = stage.open(&cookie).await;
+    assert_eq!(stage.fault("POST", "/reset", "").await.status, 204);
+    assert!(client.ends_with_reset().await);
+    ends(&stage, "upstream_lost", 2.0);
+    let (mut client, cookie, leg, third) = stage.open(&cookie).await;
+    assert_eq!((&first, &first), (&second, &third), "the session outlives its connections");
+    // Late, but whole.
+    let mut leg = leg;
+    stage.fault("PUT", "", "{\"delay\":\"50ms\"}").await;
+    leg.send(1, b"late").await;
+    while client.frame().await.expect("a frame").payload != b"late" {}
+    stage.fault("PUT", "", "{}").await;
+    // A front door that restarts knows nobody any more.
+    assert_eq!(stage.fault("POST", "/restart", "").await.status, 204);
+    assert!(client.ends_with_reset().await);
+    let (_client, _, leg, fourth) = stage.open(&cookie).await;
+    assert_ne!(first, fourth);
+    // Nothing passes and nobody is told: the gateway finds out by its pings.
+    assert_eq!(stage.fault("PUT", "", "{\"halfOpen\":true}").await.status, 200);
+    assert_eq!(stage.fault("POST", "/explode", "").await.status, 404);
+    ends(&stage, "upstream_silent", 1.0);
+    drop(leg);
 }
