@@ -2,6 +2,9 @@
 """What a session costs: memory when it is idle, CPU when it is opened and for an echo of 120 bytes.
 
     python3 benches/sessions.py [-n SESSIONS] [-r ROUNDS] target/release/streamgate
+    python3 benches/sessions.py --idle SECONDS [-n SESSIONS] target/release/streamgate
+
+With --idle it measures streamgate alone: what pings cost while nothing else happens, every browser answering them.
 
 Runs streamgate and, where it is installed, HAProxy, in turn, each time in a fresh process, in front of the same echo
 server. The figures are the kernel's account of the proxy's own process: PSS over what it had before, and CPU time.
@@ -104,13 +107,47 @@ async def measure(pid, port, n):
     return memory, (opened - began) / n * 1e6, (echoed - began_echoes) / ECHOES * 1e6
 
 
+class Idle(asyncio.Protocol):
+    """A browser that does nothing but answer pings."""
+
+    def __init__(self):
+        self.is_open = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.write(b"GET /sign_in HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+
+    def data_received(self, data):
+        if not self.is_open.done():
+            self.is_open.set_result(b" 101 " in data)
+        elif data[0] == 0x89:
+            self.transport.write(bytes([0x8A, 0x80 | data[1], 0, 0, 0, 0]) + data[2 : 2 + data[1]])
+
+
+async def measure_idle(pid, port, n, seconds):
+    """Percent of a core, with sessions whose pings are spread as those of browsers that came at different times are."""
+    loop, sessions = asyncio.get_running_loop(), []
+    for first in range(0, n, n // 100):
+        some = [await loop.create_connection(Idle, "127.0.0.1", port) for _ in range(n // 100)]
+        assert all(await asyncio.gather(*(it.is_open for _, it in some))), "a session was refused"
+        sessions += some
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(10)
+    began, at = cpu(pid), time.monotonic()
+    await asyncio.sleep(seconds)
+    used = (cpu(pid) - began) / (time.monotonic() - at) * 100
+    for transport, _ in sessions:
+        transport.close()
+    return used
+
+
 def free_port():
     with socket.socket() as it:
         it.bind(("127.0.0.1", 0))
         return it.getsockname()[1]
 
 
-async def run(kind, binary, n):
+async def run(kind, binary, n, idle=None):
     server = await asyncio.start_server(upstream, "127.0.0.1", 0, backlog=4096)
     up, port = server.sockets[0].getsockname()[1], free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -135,6 +172,8 @@ async def run(kind, binary, n):
                 assert time.monotonic() < deadline and process.poll() is None, f"{kind} does not listen"
                 await asyncio.sleep(0.05)
             await asyncio.sleep(1)
+            if idle:
+                return await measure_idle(process.pid, port, n, idle)
             return await measure(process.pid, port, n)
         finally:
             process.kill()
@@ -147,7 +186,11 @@ def main():
     parser.add_argument("binary")
     parser.add_argument("-n", "--sessions", type=int, default=4000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
+    parser.add_argument("--idle", type=float)
     options = parser.parse_args()
+    if options.idle:
+        used = asyncio.run(run("streamgate", options.binary, options.sessions, options.idle))
+        return print(f"{options.sessions} idle sessions, pinged every 10 s: {used:.2f} % of a core")
     kinds = {"streamgate": options.binary}
     if haproxy := shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin"):
         kinds["haproxy"] = haproxy

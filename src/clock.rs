@@ -17,8 +17,15 @@ pub struct Clock(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
-    System,
-    Paused { start: Instant, start_wall: SystemTime, elapsed: watch::Sender<Duration> },
+    /// When it was made: what [`Clock::coarse`] counts from.
+    System {
+        start: Instant,
+    },
+    Paused {
+        start: Instant,
+        start_wall: SystemTime,
+        elapsed: watch::Sender<Duration>,
+    },
 }
 
 /// A deadline that can be moved; made by [`Clock::timer`].
@@ -39,10 +46,14 @@ struct Paused {
     changed: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
+/// How far apart coarse deadlines are: nothing against the seconds after which a peer is pinged or given up.
+const GRAIN: Duration = Duration::from_millis(250);
+
 impl Clock {
     /// The machine's clock.
+    #[allow(clippy::disallowed_methods)] // the one place that may read it
     pub fn system() -> Self {
-        Clock(Kind::System)
+        Clock(Kind::System { start: Instant::now() })
     }
 
     /// A clock that stands still until [`Clock::advance`].
@@ -61,7 +72,7 @@ impl Clock {
     #[allow(clippy::disallowed_methods)] // the one place that may read it
     pub fn now(&self) -> Instant {
         match &self.0 {
-            Kind::System => Instant::now(),
+            Kind::System { .. } => Instant::now(),
             Kind::Paused { start, elapsed, .. } => *start + *elapsed.borrow(),
         }
     }
@@ -70,9 +81,18 @@ impl Clock {
     #[allow(clippy::disallowed_methods)] // the one place that may read it
     pub fn wall(&self) -> SystemTime {
         match &self.0 {
-            Kind::System => SystemTime::now(),
+            Kind::System { .. } => SystemTime::now(),
             Kind::Paused { start_wall, elapsed, .. } => *start_wall + *elapsed.borrow(),
         }
+    }
+
+    /// A deadline at or a little after this one, such that many fall together: a thread that wakes for one of them does the
+    /// work of all. A paused clock's are exact.
+    pub fn coarse(&self, deadline: Instant) -> Instant {
+        let Kind::System { start } = &self.0 else { return deadline };
+        let Some(since) = deadline.checked_duration_since(*start) else { return deadline };
+        let over = since.as_nanos() % GRAIN.as_nanos();
+        if over == 0 { deadline } else { deadline + (GRAIN - Duration::from_nanos(over as u64)) }
     }
 
     /// Seconds since the Unix epoch.
@@ -113,7 +133,7 @@ impl Clock {
     pub fn timer(&self, deadline: Instant) -> Timer {
         #[allow(clippy::disallowed_methods)] // the one place that may wait for it
         let wait = match &self.0 {
-            Kind::System => Wait::System(Box::pin(tokio::time::sleep_until(deadline.into()))),
+            Kind::System { .. } => Wait::System(Box::pin(tokio::time::sleep_until(deadline.into()))),
             Kind::Paused { .. } => {
                 Wait::Paused(Box::new(Paused { clock: self.clone(), changed: self.changed() }))
             }
@@ -172,6 +192,19 @@ impl std::fmt::Debug for Wait {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn coarse_deadlines_are_few_and_never_early() {
+        let clock = Clock::system();
+        let now = clock.now();
+        let all: Vec<Instant> = (0..1000).map(|it| now + Duration::from_millis(it)).collect();
+        let mut coarse: Vec<Instant> = all.iter().map(|it| clock.coarse(*it)).collect();
+        assert!(all.iter().zip(&coarse).all(|(exact, it)| it >= exact && *it < *exact + GRAIN));
+        coarse.dedup();
+        assert!((4..=5).contains(&coarse.len()), "{}", coarse.len());
+        let paused = Clock::paused();
+        assert_eq!(paused.coarse(now), now);
+    }
 
     #[tokio::test]
     async fn a_paused_clock_wakes_its_sleepers_when_it_is_advanced() {

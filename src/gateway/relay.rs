@@ -587,7 +587,7 @@ impl Relay {
                 Action::Park(loss) => self.park(loss),
                 Action::Finish(end) => return Some(end),
                 Action::Wait(until) => {
-                    self.timer.reset(until);
+                    self.timer.reset(shared.clock.coarse(until));
                     return None;
                 }
             }
