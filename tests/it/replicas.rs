@@ -220,16 +220,20 @@ async fn there_is_one_viewer_among_replicas() {
     assert_eq!((close.opcode, &close.payload[..2]), (8, &3005u16.to_be_bytes()[..]));
     leg.send(1, b"for the second").await;
     assert_eq!(second.client.frame().await.expect("a message").payload, b"for the second");
-    // Three at once, at both replicas: one of them is attached in the end.
+    // Three at once, at both replicas: one of them is attached in the end, and the others are told.
+    let headers = [("Cookie", second.cookie.as_str())];
     let (one, two, three) = tokio::join!(
-        open(&owner, &second.cookie),
-        open(&other, &second.cookie),
-        open(&other, &second.cookie)
+        ask(&owner, "/sign_in?x=1", &headers),
+        ask(&other, "/sign_in?x=1", &headers),
+        ask(&other, "/sign_in?x=1", &headers)
     );
     leg.send(1, b"for the last").await;
     let mut n_reached = 0;
-    for mut browser in [one, two, three] {
-        let frame = browser.client.frame().await.expect("a frame");
+    for (mut client, answer) in [one, two, three] {
+        if answer.status == 409 {
+            continue; // it waited for its turn when a later one came
+        }
+        let frame = client.frame().await.expect("a frame");
         if frame.opcode == 8 {
             assert_eq!(frame.payload[..2], 3005u16.to_be_bytes());
         } else {
@@ -423,12 +427,14 @@ async fn nobody_waits_for_a_directory_that_says_nothing() {
     let redis = Redis::start().await;
     let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
     let [owner, other] = two(&upstream, &redis).await;
-    let (browser, _leg) = session(&owner, &mut upstream).await;
+    let (_browser, _leg) = session(&owner, &mut upstream).await;
     redis.sessions(1).await;
     redis.signal("STOP").await;
     // The first one waits for `directory.timeout`, the others do not wait at all.
     for n in 0..4 {
-        open(&other, &browser.cookie).await;
+        let token = format!("chat, streamgate-resume.a-token-of-page-{n}");
+        let (_client, answer) = ask(&other, "/sign_in", &[("Sec-WebSocket-Protocol", &token)]).await;
+        assert_eq!(answer.status, 101);
         upstream.leg().await;
         let failed = [("request", "locate"), ("result", "failed")];
         assert!(other.metric("streamgate_directory_requests_total", &failed) <= 1.0 + f64::from(n));
@@ -436,6 +442,33 @@ async fn nobody_waits_for_a_directory_that_says_nothing() {
     assert_eq!(other.metric("streamgate_directory_up", &[]), 0.0);
     redis.signal("CONT").await;
     other.until_metric("streamgate_directory_up", &[], 1.0);
+}
+
+#[tokio::test]
+async fn the_directory_is_put_right_now_and_then() {
+    let redis = Redis::start().await;
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let patient = "[sessions.keepalive]\ninterval = \"1h\"\ntimeout = \"2h\"";
+    let owner = replica(&upstream, &redis).with(patient).on(&clock).start().await;
+    let (mut browser, _leg) = session(&owner, &mut upstream).await;
+    let key = redis.sessions(1).await.remove(0);
+    // It was forgotten there: it is told again.
+    redis.ask::<i64>(&["DEL", &key]).await;
+    clock.advance(Duration::from_secs(181));
+    assert_eq!(redis.sessions(1).await[0], key);
+    let told = [("request", "refresh"), ("result", "ok")];
+    owner.until_metric("streamgate_directory_requests_total", &told, 1.0);
+    // It was taken over, and the owner could not be told at once.
+    redis.ask::<i64>(&["HSET", &key, "owner", "another"]).await;
+    clock.advance(Duration::from_secs(181));
+    assert_eq!(browser.client.frame().await.expect("a Close frame").payload[..2], 3005u16.to_be_bytes());
+    owner.until_metric("streamgate_session_ends_total", &[("reason", "replaced")], 1.0);
+    assert_eq!(
+        redis.ask::<String>(&["HGET", &key, "owner"]).await,
+        "another",
+        "it is not the owner's to forget"
+    );
 }
 
 #[tokio::test]

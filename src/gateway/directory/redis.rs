@@ -320,10 +320,12 @@ impl Redis {
             }
             let Some(answers) = self.ask::<Vec<Answer>>("refresh", touches).await else { return };
             for (id, (is_there, owner)) in ids.iter().zip(answers) {
-                match self.own().get_mut(id) {
-                    Some(own) if is_there == 0 => own.due = own.due.max(Due::Claim),
-                    _ if owner != self.me => self.lose(*id),
-                    _ => {}
+                if is_there == 0 {
+                    if let Some(own) = self.own().get_mut(id) {
+                        own.due = own.due.max(Due::Claim);
+                    }
+                } else if owner != self.me {
+                    self.lose(*id);
                 }
             }
         }
