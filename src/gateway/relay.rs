@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join;
 use http::{HeaderMap, Method, StatusCode};
@@ -90,6 +90,10 @@ impl Set {
 
 /// Bytes read at a time.
 const SCRATCH: usize = 32 << 10;
+
+/// How long a replica may take to say what has arrived at its browser. The one that waits for it has
+/// `directory.timeout`, and a browser that is gone does not take what would have to be said after.
+const REPORT: Duration = Duration::from_millis(200);
 
 /// Reads of one leg before other sessions get their turn.
 const TURNS: usize = 8;
@@ -771,7 +775,7 @@ impl Relay {
         self.keeper.as_mut()?.handing = Some(Handing { next: Box::new(next) });
         let (entry, clock) = (Arc::clone(&self.entry), self.slot.worker().shared.clock.clone());
         tokio::task::spawn_local(async move {
-            old.finish(Ending::Close, &clock).await;
+            clock.timeout(REPORT, old.finish(Ending::Close, &clock)).await;
             let n_bytes = old.conn.as_ref().map_or(0, Conn::acknowledged);
             drop(entry.post(Mail::Arrived(n_bytes))); // a session that has ended has no use for it
         });

@@ -71,10 +71,6 @@ const HEAD: usize = 9;
 /// How often it is looked at what has arrived, while something is on its way.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long what was sent last may take to arrive, and how often it is looked at.
-const ARRIVE: Duration = Duration::from_millis(500);
-const SOON: Duration = Duration::from_millis(2);
-
 /// Bytes carried at a time.
 const PIECE: usize = 16 << 10;
 
@@ -176,22 +172,16 @@ impl Carrier {
         }
     }
 
-    /// The owner has said everything: it is passed on, and the owner hears how much of it arrives.
+    /// The owner has said everything. It hears at once what has arrived so far, since another browser may wait for that;
+    /// the rest is passed on.
     async fn finish(&mut self) {
+        self.say_goodbye(CLOSED).await;
         let clock = self.clock.clone();
         let last = poll_fn(|cx| {
             ready!(self.poll_to_browser(cx))?;
             Pin::new(&mut self.browser).poll_shutdown(cx)
         });
-        let is_passed_on = matches!(clock.timeout(LAST, last).await, Some(Ok(())));
-        let until = clock.now() + ARRIVE;
-        self.look();
-        while is_passed_on && self.arrived < self.n_received && clock.now() < until {
-            clock.sleep(SOON).await;
-            self.look();
-        }
-        self.say_goodbye(CLOSED).await;
-        if is_passed_on {
+        if let Some(Ok(())) = clock.timeout(LAST, last).await {
             self.browser.linger(&clock).await;
         }
     }

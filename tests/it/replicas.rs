@@ -146,6 +146,37 @@ async fn what_a_dead_network_swallowed_behind_another_replica_is_sent_again() {
     assert_eq!(upstream.n_connections(), 1);
 }
 
+/// A browser that changes its network is back long before anybody knows that its connection is dead.
+#[tokio::test]
+async fn a_browser_comes_back_before_its_loss_is_known() {
+    let redis = Redis::start().await;
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let [owner, other] = two(&upstream, &redis).await;
+    let (Browser { client, cookie }, mut leg) = session(&owner, &mut upstream).await;
+    redis.sessions(1).await;
+    client.reset();
+    parked(&owner, 1.0);
+    let mut browser = open(&other, &cookie).await;
+    let (mut seen, mut lost) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        for n in 0..10 {
+            leg.send(2, &message(round * 100 + n)).await;
+        }
+        seen.extend(next(&mut browser.client, 10).await);
+        browser.client.lose_network();
+        for n in 10..20 {
+            leg.send(2, &message(round * 100 + n)).await;
+        }
+        let back = open(&other, &browser.cookie).await;
+        lost.push(std::mem::replace(&mut browser, back));
+        seen.extend(next(&mut browser.client, 10).await);
+    }
+    let expected: Vec<Vec<u8>> = (0..60).map(|it| message(it / 20 * 100 + it % 20)).collect();
+    assert!(seen == expected, "nothing lost, doubled or out of order");
+    handed_over(&other, "resumed", 4.0);
+    assert_eq!(upstream.n_connections(), 1, "the function has noticed nothing");
+}
+
 #[tokio::test]
 async fn a_replica_that_ends_gives_its_guests_back() {
     let redis = Redis::start().await;
