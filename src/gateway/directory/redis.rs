@@ -100,7 +100,7 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// Sessions of one round trip.
 const BATCH: usize = 256;
 
-/// Makes ARGV[1] the owner: ARGV = owner, record, attached, time of the last browser, milliseconds to keep it, whether to
+/// Makes `ARGV[1]` the owner: `ARGV` = owner, record, attached, time of the last browser, milliseconds to keep it, whether to
 /// stand back when a browser is attached elsewhere, an owner that is dead. Gives whether it was done, and the owner before.
 const TAKE: &str = "local owner = redis.call('HGET', KEYS[1], 'owner') or ''
 if ARGV[6] == '1' and owner ~= '' and owner ~= ARGV[1] and owner ~= ARGV[7]
@@ -129,12 +129,12 @@ redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'record', ARGV[2], 'attached', ARG
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return {1, owner}";
 
-/// Keeps a session of the owner ARGV[1] for ARGV[2] milliseconds. Gives whether there was one, and its owner.
+/// Keeps a session of the owner `ARGV[1]` for `ARGV[2]` milliseconds. Gives whether there was one, and its owner.
 const TOUCH: &str = "local owner = redis.call('HGET', KEYS[1], 'owner') or ''
 if owner == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {owner == '' and 0 or 1, owner}";
 
-/// Forgets a session of the owner ARGV[1].
+/// Forgets a session of the owner `ARGV[1]`.
 const END: &str = "local owner = redis.call('HGET', KEYS[1], 'owner') or ''
 if owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return {1, owner}";
