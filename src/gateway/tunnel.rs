@@ -59,7 +59,7 @@ struct Mark {
     at: u64,
 }
 
-/// How the browser's connection ended, for the owner.
+/// What a piece is: data, how much has arrived, or how the browser's connection ended.
 const DATA: u8 = 1;
 const ARRIVED: u8 = 2;
 const CLOSED: u8 = 3;

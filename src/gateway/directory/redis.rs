@@ -305,11 +305,14 @@ impl Redis {
 
     /// Says of all sessions that they live.
     async fn refresh(&self) {
-        let ids: Vec<SessionId> =
-            self.own().iter().filter(|(_, it)| it.due == Due::Nothing).map(|(id, _)| *id).collect();
-        for ids in ids.chunks(BATCH) {
+        let quiet: Vec<(SessionId, Arc<Entry>)> = {
+            let own = self.own();
+            let quiet = own.iter().filter(|(_, it)| it.due == Due::Nothing);
+            quiet.map(|(id, it)| (*id, Arc::clone(&it.entry))).collect()
+        };
+        for some in quiet.chunks(BATCH) {
             let mut touches = pipe();
-            for id in ids {
+            for (id, _) in some {
                 touches
                     .cmd("EVAL")
                     .arg(TOUCH)
@@ -319,13 +322,13 @@ impl Redis {
                     .arg(KEEP.as_millis() as u64);
             }
             let Some(answers) = self.ask::<Vec<Answer>>("refresh", touches).await else { return };
-            for (id, (is_there, owner)) in ids.iter().zip(answers) {
+            for ((id, entry), (is_there, owner)) in some.iter().zip(answers) {
                 if is_there == 0 {
                     if let Some(own) = self.own().get_mut(id) {
                         own.due = own.due.max(Due::Claim);
                     }
                 } else if owner != self.me {
-                    self.lose(*id);
+                    self.lose(*id, entry);
                 }
             }
         }
@@ -365,13 +368,8 @@ impl Redis {
             };
             for ((id, due, entry, _), (is_done, owner)) in told.into_iter().zip(answers) {
                 match due {
-                    Due::End => {
-                        let mut own = self.own();
-                        if own.get(&id).is_some_and(|it| Arc::ptr_eq(&it.entry, &entry)) {
-                            own.remove(&id);
-                        }
-                    }
-                    _ if is_done == 0 => self.lose(id),
+                    Due::End => drop(self.forget(id, &entry)),
+                    _ if is_done == 0 => self.lose(id, &entry),
                     _ => self.replace(id, owner),
                 }
             }
@@ -379,10 +377,16 @@ impl Redis {
     }
 
     /// A session was taken over by another replica: it ends here.
-    fn lose(&self, id: SessionId) {
-        if let Some(own) = self.own().remove(&id) {
+    fn lose(&self, id: SessionId, entry: &Arc<Entry>) {
+        if let Some(own) = self.forget(id, entry) {
             drop(own.entry.stop(Stop::Replaced));
         }
+    }
+
+    /// Takes a session out, unless another one has its id by now.
+    fn forget(&self, id: SessionId, entry: &Arc<Entry>) -> Option<Own> {
+        let mut own = self.own();
+        if own.get(&id).is_some_and(|it| Arc::ptr_eq(&it.entry, entry)) { own.remove(&id) } else { None }
     }
 
     /// Asks the owner before to end a session. It would learn of it anyway, but later.
