@@ -6,14 +6,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use crate::clock::Clock;
-use crate::config::{Config, Place, Problem, Problems, Role, Sources};
+use crate::config::{self, Config, Place, Problem, Problems, Role, Sources};
 use crate::frontdoor;
 use crate::gateway::{self, Checked, Gateway};
-use crate::lua::{Explained, find_route};
+use crate::lua::{Explained, Tools, find_route};
+use crate::store::Store;
 use crate::streaming;
 use crate::telemetry::{AccessLog, Admin, Metrics};
 
@@ -103,7 +105,7 @@ impl App {
         sources.resolve(role).map_err(|mut problems| {
             if role == Role::Gateway
                 && let Some(parts) = sources.parts()
-                && let Err(more) = gateway::Loaded::new(&parts, clock)
+                && let Err(more) = gateway::Loaded::new(&parts, &Tools::for_check(clock))
             {
                 problems.extend(more);
             }
@@ -119,7 +121,7 @@ impl App {
         let Some(gateway) = config.gateway else {
             return Ok(Report { warnings: Vec::new(), routes: Vec::new() });
         };
-        let checked = Checked::new(gateway, clock)?;
+        let checked = Checked::new(gateway, &Tools::for_check(clock))?;
         Ok(Report { routes: checked.loaded.program.explain(), warnings: checked.loaded.warnings })
     }
 
@@ -133,7 +135,12 @@ impl App {
         let mut ready = Arc::new(AtomicBool::new(true));
 
         // Policies load first: a gateway whose policy does not load must not open a port.
-        let checked = config.gateway.map(|it| Checked::new(it, &clock)).transpose()?;
+        let tools =
+            config.gateway.as_ref().map(|it| tools(&it.parts.plugins, &metrics, &clock)).transpose()?;
+        let checked = match (config.gateway, &tools) {
+            (Some(it), Some(tools)) => Some(Checked::new(it, tools)?),
+            _ => None,
+        };
 
         let handover = checked.as_ref().and_then(Checked::handover);
         let taken = match &handover {
@@ -162,19 +169,19 @@ impl App {
         };
         addresses.frontdoor = frontdoor.as_ref().map(frontdoor::Server::address);
 
-        let gateway = match checked {
-            Some(checked) => {
+        let gateway = match (checked, &tools) {
+            (Some(checked), Some(tools)) => {
                 for warning in &checked.loaded.warnings {
                     tracing::warn!("{warning}.");
                 }
                 let access = AccessLog::new(config.log.access, config.log.json, &metrics);
-                let gateway = Gateway::bind(checked, copy(|it| &it.gateway), &metrics, access, &clock)?;
+                let gateway = Gateway::bind(checked, copy(|it| &it.gateway), &metrics, access, tools)?;
                 addresses.gateway = Some(gateway.address());
                 addresses.replicas = gateway.replicas();
                 ready = gateway.ready();
                 Some(gateway)
             }
-            None => None,
+            _ => None,
         };
 
         // Streaming servers and front doors have their own health paths; the admin port is the gateway's.
@@ -281,3 +288,17 @@ impl App {
         }
     }
 }
+
+/// What plugins work with, over all generations of the configuration.
+fn tools(plugins: &config::Plugins, metrics: &Metrics, clock: &Clock) -> Result<Tools, Problems> {
+    let store = match &plugins.store {
+        None => Store::in_memory(plugins.store_size),
+        Some(url) => Store::at(url, STORE_TIMEOUT, clock).map_err(|it| {
+            Problem::new(Place::Nowhere, "plugins.store", format!("not the URL of a Redis server: {it}"))
+        })?,
+    };
+    Ok(Tools::new(clock, Arc::new(store), Arc::new(metrics.clone())))
+}
+
+/// Longest wait for the server of `plugins.store`.
+const STORE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -289,6 +289,16 @@ pub struct Plugins {
     pub paths: Vec<PathBuf>,
     /// Most memory of one Lua VM in bytes.
     pub memory: usize,
+    /// Most CPU time of one call of a plugin.
+    pub budget: Duration,
+    /// Longest time of one call that waits.
+    pub timeout: Duration,
+    /// The URL of a Redis server where plugins keep things; `None`: in this process.
+    pub store: Option<Secret>,
+    /// Most values that are kept in this process.
+    pub store_size: usize,
+    /// PEM file of the authorities of other services, instead of the system's roots.
+    pub ca: Option<PathBuf>,
 }
 
 /// One route: which requests, and what is asked of them.
@@ -304,9 +314,20 @@ pub struct Route {
     pub place: Place,
 }
 
+/// Where a plugin stands in a group of which one alternative is enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alternative {
+    /// Which group of the chain.
+    pub group: usize,
+    /// Which alternative of the group.
+    pub idx: usize,
+}
+
 /// One plugin of a chain, with its settings as written.
 #[derive(Clone, Debug)]
 pub struct Step {
+    /// Where it stands in a group, if it does.
+    pub alternative: Option<Alternative>,
     /// The plugin's name.
     pub plugin: String,
     /// What distinguishes two instances of one plugin; the plugin's name when nothing was written.

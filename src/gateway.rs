@@ -31,7 +31,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::clock::Clock;
 use crate::config::{self, Place, Problem, Problems, Table};
-use crate::lua::Program;
+use crate::lua::{Program, Tools};
 use crate::policy::{Functions, References, Setting};
 use crate::secret::Secret;
 use crate::telemetry::{AccessLog, Metrics, Sessions};
@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) access: AccessLog,
     pub(crate) clock: Clock,
+    tools: Tools,
     pub(crate) directory: Arc<directory::Directory>,
     pub(crate) totals: Arc<Totals>,
     /// Whether new sessions are taken; `/readyz` says so.
@@ -91,6 +92,7 @@ struct Lasting {
     metrics: Metrics,
     access: AccessLog,
     clock: Clock,
+    tools: Tools,
     directory: Arc<directory::Directory>,
     totals: Arc<Totals>,
     ready: Arc<AtomicBool>,
@@ -114,8 +116,8 @@ pub(crate) struct Loaded {
 
 impl Checked {
     /// Loads and checks everything that a configuration refers to.
-    pub(crate) fn new(config: config::Gateway, clock: &Clock) -> Result<Checked, Problems> {
-        let loaded = Loaded::new(&config.parts, clock);
+    pub(crate) fn new(config: config::Gateway, tools: &Tools) -> Result<Checked, Problems> {
+        let loaded = Loaded::new(&config.parts, tools);
         if let Some(Err(problem)) = config.directory.as_ref().map(|it| directory::Redis::client(&it.url)) {
             let mut problems = loaded.err().unwrap_or_default();
             problems.push(problem);
@@ -132,15 +134,24 @@ impl Checked {
 
 impl Loaded {
     /// Loads and checks everything that these parts of a configuration refer to.
-    pub(crate) fn new(parts: &config::Parts, clock: &Clock) -> Result<Loaded, Problems> {
+    pub(crate) fn new(parts: &config::Parts, tools: &Tools) -> Result<Loaded, Problems> {
         let mut problems = Problems::new();
         let mut note = |problem: Problem| problems.push(problem);
-        let server_tls = parts.tls.as_ref().map(|it| tls::server(it, clock)).transpose();
+        let server_tls = parts.tls.as_ref().map(|it| tls::server(it, &tools.clock)).transpose();
         let server_tls = server_tls.map_err(&mut note).ok();
-        let client_tls = parts.upstream_tls.then(|| tls::client(parts.upstream_ca.as_deref())).transpose();
+        let client_tls = parts
+            .upstream_tls
+            .then(|| tls::client(parts.upstream_ca.as_deref().map(|it| (it, "upstream.ca"))))
+            .transpose();
         let client_tls = client_tls.map_err(&mut note).ok();
-        let program = Program::load(&parts.plugins, &parts.routes, parts, clock);
-        let program = program.map_err(|more| problems.extend(more)).ok();
+        let web_tls = match &parts.plugins.ca {
+            Some(path) => tls::client(Some((path, "plugins.ca"))).map_err(&mut note).ok(),
+            None => Some(tools.system_tls(tls::system_client)),
+        };
+        let program = web_tls.and_then(|web_tls| {
+            let program = Program::load(&parts.plugins, &parts.routes, parts, tools, web_tls);
+            program.map_err(|more| problems.extend(more)).ok()
+        });
         let mut warnings = Vec::new();
         for (path, place) in program.iter().flat_map(Program::open_routes) {
             if parts.require_auth {
@@ -184,7 +195,7 @@ impl Shared {
         lasting: Lasting,
     ) -> Result<Shared, Problems> {
         let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
-        let Lasting { metrics, access, clock, directory, totals, ready, draining } = lasting;
+        let Lasting { metrics, access, clock, tools, directory, totals, ready, draining } = lasting;
         Ok(Shared {
             generation,
             functions: Functions {
@@ -198,6 +209,7 @@ impl Shared {
             metrics,
             access,
             clock,
+            tools,
             directory,
             totals,
             ready,
@@ -216,6 +228,7 @@ impl Shared {
             metrics: self.metrics.clone(),
             access: self.access.clone(),
             clock: self.clock.clone(),
+            tools: self.tools.clone(),
             directory: Arc::clone(&self.directory),
             totals: Arc::clone(&self.totals),
             ready: Arc::clone(&self.ready),
@@ -237,8 +250,9 @@ impl Gateway {
         taken: Option<std::net::TcpListener>,
         metrics: &Metrics,
         access: AccessLog,
-        clock: &Clock,
+        tools: &Tools,
     ) -> Result<Gateway, Problems> {
+        let clock = &tools.clock;
         let config = &checked.config;
         let listener = taken.map_or_else(|| listen(config.listen.address), Ok).map_err(|error| {
             let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
@@ -260,6 +274,7 @@ impl Gateway {
             metrics: metrics.clone(),
             access,
             clock: clock.clone(),
+            tools: tools.clone(),
             directory: Arc::new(directory::Directory::new(registry)),
             totals: Arc::new(Totals::new(metrics)),
             ready: Arc::new(AtomicBool::new(true)),
@@ -394,7 +409,12 @@ impl Reloader {
         if config.directory != old.config.directory {
             warnings.push("`[directory]` changes at the next start".to_owned());
         }
-        let loaded = Checked::new(config, &old.clock).and_then(|checked| {
+        if config.parts.plugins.store != old.config.parts.plugins.store
+            || config.parts.plugins.store_size != old.config.parts.plugins.store_size
+        {
+            warnings.push("`plugins.store` and `plugins.store_size` change at the next start".to_owned());
+        }
+        let loaded = Checked::new(config, &old.tools).and_then(|checked| {
             warnings.extend(checked.loaded.warnings.iter().cloned());
             old.next(checked)
         });

@@ -29,5 +29,6 @@ pub mod policy;
 pub mod rejection;
 pub mod secret;
 pub(crate) mod session;
+pub(crate) mod store;
 pub(crate) mod streaming;
 pub(crate) mod telemetry;

@@ -4,16 +4,24 @@
 //! chains of all routes. Nothing of `mlua` leaves this module.
 
 mod api;
+mod budget;
 mod bundle;
 mod catalogue;
 mod convert;
+mod fetch;
+mod jose;
+mod keys;
+mod kit;
 mod loader;
+mod pattern;
 mod sandbox;
 mod spec;
+mod strings;
 mod vm;
 
 pub(crate) use api::{page as api_page, types as api_types};
 pub(crate) use bundle::Bundle;
 pub(crate) use catalogue::page as plugins_page;
+pub(crate) use kit::Tools;
 pub(crate) use loader::{Ambiguous, Explained, Program, RouteChain, Routes, find_route};
 pub(crate) use spec::run as run_spec;

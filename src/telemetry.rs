@@ -3,6 +3,7 @@
 mod access_log;
 mod admin;
 mod log;
+mod meters;
 mod metrics;
 
 pub(crate) use access_log::{AccessLog, Line};

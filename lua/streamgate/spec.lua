@@ -8,21 +8,36 @@ local Plugin = {}
 Plugin.__index = Plugin
 
 --- Sends a request through the plugin's phases, up to the request that goes upstream. Fields: `method`, `path`,
---- `query`, `headers`, `client_ip`, `tls`, `websocket`, `principal`, `set`; `at`: the time, in seconds since the Unix
---- epoch (0 without it).
+--- `query`, `headers`, `client_ip`, `tls`, `websocket`, `principal`, `set`, `session_id`; `at`: the time, in seconds
+--- since the Unix epoch (0 at the beginning of a test), for this run and those that follow.
 function Plugin:request(request)
-  return harness.request(self.settings, request or {})
+  return harness.request(self, request or {})
 end
 
---- Asks the plugin about an open session, in `session_tick`. Fields: those of a request that are still there, above all
---- `principal`, `set` and `at`.
+--- Tells the plugin about a session, in one of its phases. Fields: `principal`, `set`, `at`, and `session` with `id`,
+--- `function_id`, `age`, `cause`, `received`, `sent`.
+function Plugin:session(phase, session)
+  return harness.session(self, phase, session or {})
+end
+
+--- Asks the plugin about an open session, in `session_tick`. Fields: those of `session`.
 function Plugin:tick(session)
-  return harness.tick(self.settings, session or {})
+  return harness.session(self, "session_tick", session or {})
 end
 
 --- Sends a response through `response_headers`. Fields: `status`, `headers`, `request`, `at`.
 function Plugin:response(response)
-  return harness.response(self.settings, response or {})
+  return harness.response(self, response or {})
+end
+
+--- Tells the plugin that all is over, in `log`. Fields: `status`, `headers`, `code`, `request`, `at`.
+function Plugin:log(response)
+  return harness.log(self, response or {})
+end
+
+--- Runs `init`, and then each timer once. Fields: `at`.
+function Plugin:timers(options)
+  return harness.timers(self, options or {})
 end
 
 --- The same plugin with other settings.
@@ -30,9 +45,41 @@ function Plugin:with(settings)
   return setmetatable({ settings = settings }, Plugin)
 end
 
+--- A whole chain, of plugins by their names or as tables with `plugin` and settings, as in a route.
+function M.chain(steps)
+  return setmetatable({ chain = steps }, Plugin)
+end
+
 --- A token file made of a table from principals to tokens, or to tables with `token` and attributes.
 function M.tokens(principals)
   return harness.tokens(principals)
+end
+
+--- A file with that text, for a setting that is a secret.
+function M.file(text)
+  return harness.file(text)
+end
+
+--- Has a function answer the HTTP requests of plugins, from now on in this test. It gets `method`, `url`, `headers` and
+--- `body`, and returns a table with `status`, `headers` and `body`, or nil and a reason.
+function M.http(answer)
+  harness.http(answer)
+end
+
+--- The requests that plugins made since `spec.http`.
+function M.requests()
+  return harness.requests() or {}
+end
+
+--- A token with these claims, signed with a key of the spec. Options: `kid`, `algorithm` (`ES256` or `EdDSA`), or `secret`
+--- for HS256.
+function M.jwt(claims, options)
+  return harness.jwt(claims, options)
+end
+
+--- The JWK Set with the public keys of the tokens so far.
+function M.jwks()
+  return harness.jwks()
 end
 
 --- The tests of one plugin.
@@ -134,6 +181,14 @@ end
 function M.set(out, name, value)
   if not same(out.set[name], value) then
     error(("%s: expected %s, got %s"):format(name, shown(value), shown(out.set[name])), 2)
+  end
+end
+
+--- Fails unless the plugin refuses these settings with a message that has this text.
+function M.refused(settings, text)
+  local message = harness.check { settings = settings }
+  if not message or not message:find(text, 1, true) then
+    error(("expected the settings to be refused with %q, got %s"):format(text, shown(message)), 2)
   end
 end
 

@@ -3,7 +3,7 @@
 
 ---@class streamgate.Decision
 
----The browser's request. Every phase gets it as its first argument.
+---The browser's request. Every phase but `init` gets it as its first argument.
 ---@class streamgate.Request
 local request = {}
 
@@ -23,10 +23,25 @@ function request:path() end
 ---@return string?
 function request:query() end
 
+---The first value of a parameter of the query, without its escapes.
+---@param name string
+---@return string?
+function request:parameter(name) end
+
+---A name of the session that the request opens or comes back to, which lets nobody in; nil when it is not about one. It
+---is the same as `session:id()` in the phases of the session.
+---@return string?
+function request:session_id() end
+
 ---The first header of that name that the browser sent. Names are compared without case.
 ---@param name string
 ---@return string?
 function request:header(name) end
+
+---All headers of that name that the browser sent, in their order.
+---@param name string
+---@return table
+function request:headers(name) end
 
 ---The value of a cookie that the browser sent, as it was sent.
 ---@param name string
@@ -65,14 +80,14 @@ function request:route() end
 function request:get(name) end
 
 ---Tells later plugins something about the request. `principal` takes a table with an `id`, its attributes, and
----`functions` when it may use only those; `function_id` takes the function to reach. Other names take strings,
----numbers, booleans and tables of them.
+---`functions` when it may use only those; `function_id` and `function_version_id` take the function to reach. Other
+---names take strings, numbers, booleans and tables of them.
 ---@param name string
 ---@param value any
 function request:set(name, value) end
 
 ---Refuses the request, or ends the session. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
----schema declares; `headers` go with the answer. Return what it gives: `return request:reject(…)`.
+---schema declares; `headers` go with the answer, each a string or a list of them. Return what it gives: `return request:reject(…)`.
 ---@param code string
 ---@param headers? table
 ---@return streamgate.Decision
@@ -144,6 +159,34 @@ function response:add_header(name, value) end
 ---@param name string
 function response:remove_header(name) end
 
+---An open session; the phases of a session get it as their second argument.
+---@class streamgate.Session
+local session = {}
+
+---A name of the session that does not let anybody into it. It stays when the browser comes back.
+---@return string
+function session:id() end
+
+---The function that it is a session of.
+---@return string
+function session:function_id() end
+
+---How long it has been open, in seconds.
+---@return number
+function session:age() end
+
+---Why it was parked or has ended, or how its browser came back (`reattach`, `reconnect`).
+---@return string?
+function session:cause() end
+
+---Bytes that came from the browser.
+---@return integer
+function session:received() end
+
+---Bytes that went to the browser.
+---@return integer
+function session:sent() end
+
 ---The principals of a token file: the value of a setting of the type `token-file`.
 ---@class streamgate.Tokens
 local tokens = {}
@@ -165,30 +208,65 @@ function tokens:key(token) end
 ---@return table?
 function tokens:find_key(key) end
 
----The gateway's log: `local log = require "streamgate.log"`. Each line carries the plugin's name.
----@class streamgate.Log
-local log = {}
+---What `http.request` gives: a table with `status`, `headers` and `body`.
+---@class streamgate.Answer
+local answer = {}
 
----Something is wrong and needs an operator. Never log a token.
----@param message any
-function log.error(message) end
+---The body as a value; nil and a reason when it is not JSON.
+---@return any
+---@return string?
+function answer:json() end
 
----Something is odd.
----@param message any
-function log.warn(message) end
+---What `ip.set` gives.
+---@class streamgate.Set
+local set = {}
 
----Something happened.
----@param message any
-function log.info(message) end
+---Whether an address is in it; false for what is no address.
+---@param address string
+---@return boolean
+function set:has(address) end
 
----Something for whoever looks for a fault; not shown by default.
----@param message any
-function log.debug(message) end
+---What `regex.new` gives.
+---@class streamgate.Pattern
+local pattern = {}
 
----The gateway's clock: `local time = require "streamgate.time"`.
----@class streamgate.Time
-local time = {}
+---Whether the text has a match.
+---@param text string
+---@return boolean
+function pattern:is_match(text) end
 
----Seconds since the Unix epoch, with a fraction. A spec sets them with `at`; `os.time` it cannot set.
----@return number
-function time.now() end
+---The first and the last byte of the first match, counted from one; nil when there is none.
+---@param text string
+---@return integer?
+---@return integer?
+function pattern:find(text) end
+
+---What the groups of the first match have caught, by number (0 is the whole) and by name; nil when there is none.
+---@param text string
+---@return table?
+function pattern:match(text) end
+
+---The text with all matches replaced; `$1` and `$name` stand for groups.
+---@param text string
+---@param replacement string
+---@return string
+function pattern:replace(text, replacement) end
+
+---What the functions of `metrics` give.
+---@class streamgate.Meter
+local meter = {}
+
+---Adds to a counter; the values of its labels follow.
+---@param n? number
+---@param labels ...
+function meter:add(n, labels) end
+
+---Sets a gauge; the values of its labels follow.
+---@param value number
+---@param labels ...
+function meter:set(value, labels) end
+
+---Counts a value of a histogram; the values of its labels follow.
+---@param value number
+---@param labels ...
+function meter:observe(value, labels) end

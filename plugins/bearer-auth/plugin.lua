@@ -29,7 +29,7 @@ end
 
 --- Ends a session whose token was withdrawn or has expired.
 --- @param request streamgate.Request
-function M.session_tick(request, conf)
+function M.session_tick(request, _session, conf)
   local key = request:get "bearer-auth"
   if not key then
     return -- it was another plugin that let the browser in

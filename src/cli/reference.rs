@@ -19,10 +19,12 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         ("docs/reference/metrics.md", telemetry::reference()),
         ("docs/reference/plugins.md", lua::plugins_page()),
         ("docs/reference/lua.md", lua::api_page()),
-        ("lua/types/streamgate.lua", lua::api_types()),
     ];
     for (path, text) in pages {
         write(&options.root.join(path), &text)?;
+    }
+    for (path, text) in lua::api_types() {
+        write(&options.root.join("lua/types").join(path), &text)?;
     }
     Ok(())
 }

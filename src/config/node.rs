@@ -75,6 +75,22 @@ impl Value {
         };
         if text.chars().count() > 60 { text.chars().take(57).chain("…\"".chars()).collect() } else { text }
     }
+
+    /// The value as it would be written in a file, whole.
+    pub(crate) fn written(&self) -> String {
+        match self {
+            Value::List(items) => {
+                let items: Vec<String> = items.iter().map(|it| it.value.written()).collect();
+                format!("[{}]", items.join(", "))
+            }
+            Value::Table(table) => {
+                let entries: Vec<String> =
+                    table.iter().map(|it| format!("{} = {}", it.key, it.node.value.written())).collect();
+                if entries.is_empty() { "{}".into() } else { format!("{{ {} }}", entries.join(", ")) }
+            }
+            other => other.shown(),
+        }
+    }
 }
 
 impl Node {

@@ -4,15 +4,16 @@ use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::config::node::{Node, Table, Value, parse};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
-    Admin, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin, Overflow,
-    Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume, ResumeMode,
-    Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
+    Admin, Alternative, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin,
+    Overflow, Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume,
+    ResumeMode, Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
 };
 use crate::secret::Secret;
 
@@ -286,29 +287,8 @@ impl<'a> Reader<'a> {
         let listen = self.address("directory.listen", None);
         let advertise = self.optional("directory.advertise");
         let timeout = self.positive("directory.timeout");
-        let is_literal =
-            |it: &Node| matches!(&it.value, Value::Text(it) if it == "memory:" || it.contains("://"));
-        let url = match self.written(key) {
-            None => return Some(None),
-            Some(node) if is_literal(&node) => Secret::new(self.parse::<String>(key, &node)?),
-            Some(_) => self.secret(key)??,
-        };
-        let node = self.written(key)?;
-        let place = || node.place.clone();
-        let (scheme, rest) = url.expose().split_once(':')?;
-        match scheme {
-            "memory" => return Some(None),
-            "redis" | "rediss" | "valkey" | "valkeys" => {}
-            _ => {
-                let message = "expected `memory:`, `redis://host:port` or `rediss://host:port`";
-                return self.fail(place(), key, message);
-            }
-        }
-        let has_password =
-            rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':') && !user.ends_with(':'));
-        if has_password && matches!(node.place, Place::File { .. }) && is_literal(&node) {
-            self.note(place(), key, "has a password in it; write the URL into a variable or a file of its own: `env:NAME` or `file:PATH`");
-        }
+        let Some(url) = self.redis_url(key)? else { return Some(None) };
+        let place = || self.written(key).map_or(Place::Nowhere, |it| it.place);
         if self.written("sessions.cookie.key").is_none() {
             self.note(
                 place(),
@@ -385,7 +365,49 @@ impl<'a> Reader<'a> {
         for path in paths.iter().filter(|it| written && !it.is_dir()) {
             self.note_about("plugins.paths", format!("no such folder: {}", path.display()));
         }
-        Some(Plugins { paths, memory: memory?.0 as usize })
+        let budget = self.positive("plugins.budget");
+        if budget.is_some_and(|it| it < Duration::from_millis(5) || it > Duration::from_secs(10)) {
+            self.note_about("plugins.budget", "expected a time from 5ms to 10s");
+        }
+        let timeout = self.positive("plugins.timeout");
+        let store_size = self.get::<u64>("plugins.store_size");
+        self.within("plugins.store_size", store_size, 100, 100_000_000);
+        Some(Plugins {
+            paths,
+            memory: memory?.0 as usize,
+            budget: budget?,
+            timeout: timeout?,
+            store: self.redis_url("plugins.store")?,
+            store_size: store_size? as usize,
+            ca: self.optional::<PathBuf>("plugins.ca")?.map(|it| self.base.join(it)),
+        })
+    }
+
+    /// The URL of a Redis server, none for `memory:`. A password in a file that is not its own is a mistake.
+    fn redis_url(&self, key: &str) -> Option<Option<Secret>> {
+        let is_literal =
+            |it: &Node| matches!(&it.value, Value::Text(it) if it == "memory:" || it.contains("://"));
+        let url = match self.written(key) {
+            None => return Some(None),
+            Some(node) if is_literal(&node) => Secret::new(self.parse::<String>(key, &node)?),
+            Some(_) => self.secret(key)??,
+        };
+        let node = self.written(key)?;
+        let (scheme, rest) = url.expose().split_once(':').unwrap_or((url.expose(), ""));
+        match scheme {
+            "memory" => return Some(None),
+            "redis" | "rediss" | "valkey" | "valkeys" => {}
+            _ => {
+                let message = "expected `memory:`, `redis://host:port` or `rediss://host:port`";
+                return self.fail(node.place.clone(), key, message);
+            }
+        }
+        let has_password =
+            rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':') && !user.ends_with(':'));
+        if has_password && matches!(node.place, Place::File { .. }) && is_literal(&node) {
+            self.note(node.place.clone(), key, "has a password in it; write the URL into a variable or a file of its own: `env:NAME` or `file:PATH`");
+        }
+        Some(Some(url))
     }
 
     /// What `[sessions.resume]` says; the table of a route may say otherwise.
@@ -418,8 +440,13 @@ impl<'a> Reader<'a> {
     }
 
     fn routes(&self) -> Vec<Route> {
-        let cors =
-            |place: Place| Step { plugin: "cors".into(), id: "cors".into(), settings: Vec::new(), place };
+        let cors = |place: Place| Step {
+            plugin: "cors".into(),
+            id: "cors".into(),
+            settings: Vec::new(),
+            alternative: None,
+            place,
+        };
         let Some(node) = self.table.get("route") else {
             let Some(resume) = self.resume(None) else { return Vec::new() };
             return vec![Route {
@@ -478,9 +505,7 @@ impl<'a> Reader<'a> {
                     "missing: which plugins, in order? For example [\"cors\"]",
                 );
             }
-            Some(Node { value: Value::List(items), .. }) => {
-                items.iter().filter_map(|it| self.step(it)).collect()
-            }
+            Some(Node { value: Value::List(items), .. }) => self.chain(items),
             Some(it) => {
                 return self.fail(
                     it.place.clone(),
@@ -504,12 +529,69 @@ impl<'a> Reader<'a> {
         Some(Route { path, chain, resume: resume?, place: node.place.clone() })
     }
 
+    /// The steps of a chain, those of groups among them.
+    fn chain(&self, items: &[Node]) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut n_groups = 0;
+        for item in items {
+            if let Some(members) = self.group(item, "any_of") {
+                for (idx, member) in members.iter().enumerate() {
+                    let of_group = match self.group(member, "all_of") {
+                        Some(members) => members.iter().filter_map(|it| self.step(it)).collect(),
+                        None => self.step(member).into_iter().collect::<Vec<_>>(),
+                    };
+                    let alternative = Some(Alternative { group: n_groups, idx });
+                    steps.extend(of_group.into_iter().map(|it| Step { alternative, ..it }));
+                }
+                n_groups += 1;
+            } else if let Some(members) = self.group(item, "all_of") {
+                steps.extend(members.iter().filter_map(|it| self.step(it)));
+            } else {
+                steps.extend(self.step(item));
+            }
+        }
+        steps
+    }
+
+    /// The members of a group, when this is one of that kind.
+    fn group<'n>(&self, node: &'n Node, kind: &str) -> Option<&'n [Node]> {
+        let table = node.as_table()?;
+        let members = table.get(kind)?;
+        for entry in table.iter().filter(|it| it.key != kind) {
+            let message = format!(
+                "unknown key; a group has `{kind}` alone, and its plugins have what else there is to say"
+            );
+            self.note(entry.place.clone(), format!("route.chain: {}", entry.key), message);
+        }
+        match &members.value {
+            Value::List(items) if !items.is_empty() => Some(items),
+            other => {
+                let message = format!(
+                    "expected a list of plugins, not {}",
+                    if matches!(other, Value::List(_)) { "an empty one" } else { other.kind() }
+                );
+                self.note(members.place.clone(), format!("route.chain: {kind}"), message);
+                Some(&[])
+            }
+        }
+    }
+
     fn step(&self, node: &Node) -> Option<Step> {
         let place = node.place.clone();
         match &node.value {
-            Value::Text(plugin) => {
-                Some(Step { plugin: plugin.clone(), id: String::new(), settings: Vec::new(), place })
-            }
+            Value::Text(plugin) => Some(Step {
+                plugin: plugin.clone(),
+                id: String::new(),
+                settings: Vec::new(),
+                alternative: None,
+                place,
+            }),
+            Value::Table(table) if table.get("any_of").is_some() || table.get("all_of").is_some() => self
+                .fail(
+                    place,
+                    "route.chain",
+                    "groups are not nested further: a chain has `any_of`, and that may have `all_of`",
+                ),
             Value::Table(table) => {
                 let text = |key: &str| match table.get(key).map(|it| &it.value) {
                     None => Some(None),
@@ -528,7 +610,7 @@ impl<'a> Reader<'a> {
                 let id = text("id")?.unwrap_or_default();
                 let settings =
                     table.iter().filter(|it| it.key != "plugin" && it.key != "id").cloned().collect();
-                Some(Step { plugin, id, settings, place })
+                Some(Step { plugin, id, settings, alternative: None, place })
             }
             other => self.fail(
                 place,

@@ -57,9 +57,9 @@ pub(crate) fn request_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Asks the plugins up to `authorize`, and chooses the function.
+/// Asks the plugins up to `select`, and chooses the function.
 pub(crate) async fn admit(worker: &Worker, chain: &Chain, exchange: &mut Exchange) -> Result<Function, Stop> {
-    for phase in [Phase::OnRequest, Phase::Authenticate, Phase::Authorize] {
+    for phase in [Phase::OnRequest, Phase::Authenticate, Phase::Authorize, Phase::Select] {
         chain.run(phase, exchange, &worker.watch).await?;
     }
     worker.shared.functions.choose(exchange).map_err(|code| Stop::Reject(code.into()))
@@ -136,7 +136,9 @@ pub(crate) async fn upstream_headers(
     worker: &Worker,
     chain: &Chain,
     exchange: &mut Exchange,
+    seat: &Seat,
 ) -> Result<(), Stop> {
+    exchange.session.id = Some(seat.session.public_name());
     exchange.upstream = passed_on(&exchange.headers);
     for name in
         ["sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions"]

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::clock::Clock;
 use crate::config::Viewer;
 use crate::gateway::conn::Conn;
-use crate::session::Stop;
+use crate::session::{Control, Stop};
 use crate::telemetry::Sessions;
 
 pub(crate) use self::peer::{Handed, Host, Offered, Peers};
@@ -89,6 +89,8 @@ pub(crate) enum Mail {
     Drain(Instant),
     /// As many bytes of what was sent to the browser before have arrived.
     Arrived(u64),
+    /// The policies do not let it go on; the browser gets this Close frame.
+    Refused(Control),
 }
 
 /// A browser that wants to come back.
@@ -121,6 +123,12 @@ pub(crate) struct Listed {
 const MAKE_WAY: Duration = Duration::from_secs(1);
 
 impl SessionId {
+    /// A name of the session that does not let anybody into it: for logs and plugins.
+    pub(crate) fn public_name(self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.0);
+        digest.as_ref()[..16].iter().map(|it| format!("{it:02x}")).collect()
+    }
+
     /// A new one.
     pub(crate) fn random() -> Self {
         let mut bytes = [0; 16];
@@ -299,6 +307,11 @@ impl fmt::Display for SessionId {
 }
 
 impl Entry {
+    /// Its id, which lets in whoever knows it.
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
     /// A session with a browser.
     pub(crate) fn new(id: SessionId, about: About, generation: u32) -> Self {
         Entry {

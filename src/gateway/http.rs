@@ -140,7 +140,7 @@ async fn prepare(
     exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, &route.resume, exchange, &function);
     let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
-    admit::upstream_headers(worker, &route.chain, exchange).await?;
+    admit::upstream_headers(worker, &route.chain, exchange, &seat).await?;
     let mut headers = std::mem::take(&mut exchange.upstream);
     admit::sign(shared, &route.resume, &mut headers, &function, ticket.as_ref()).map_err(Stop::Reject)?;
     for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {

@@ -24,7 +24,7 @@ use crate::gateway::directory::{Attach, Entry, Listed, Mail};
 use crate::gateway::respond;
 use crate::gateway::websocket::Place;
 use crate::gateway::worker::{LAST_BYTES, Slot};
-use crate::policy::{Chain, Exchange, Phase, Principal};
+use crate::policy::{Chain, Exchange, Phase, Principal, SessionFacts, Stop};
 use crate::session::{
     Action, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason, Sender, Sent,
     Session, Tracker,
@@ -41,6 +41,8 @@ pub(crate) struct Record {
     exchange: Option<Box<Exchange>>,
     /// For plugins that are asked meanwhile: what was set, as JSON, which is smaller than what it is made of.
     set: Option<Box<str>>,
+    /// Whether a plugin is asked meanwhile whether it may go on.
+    ticks: bool,
     started: Instant,
     /// How others find it.
     listed: Listed,
@@ -63,9 +65,11 @@ impl Record {
             client: exchange.client,
             path: exchange.path.as_str().into(),
             route: exchange.route.as_str().into(),
-            set: chain
-                .has(Phase::SessionTick)
-                .then(|| serde_json::to_string(&Set::of(&exchange)).unwrap_or_default().into()),
+            ticks: chain.has(Phase::SessionTick),
+            set: Phase::ALL
+                .iter()
+                .any(|it| it.is_of_session() && chain.has(*it))
+                .then(|| serde_json::to_string(&Set::of(&exchange, chain)).unwrap_or_default().into()),
             exchange: chain.has(Phase::Log).then(|| Box::new(exchange)),
             started,
             listed,
@@ -80,11 +84,18 @@ struct Set {
     principal: Option<Principal>,
     vars: Vec<(String, serde_json::Value)>,
     tls: bool,
+    /// The steps of the chain that its request did not meet the conditions of.
+    unmet: u64,
 }
 
 impl Set {
-    fn of(exchange: &Exchange) -> Self {
-        Set { principal: exchange.principal.clone(), vars: exchange.vars.clone(), tls: exchange.tls }
+    fn of(exchange: &Exchange, chain: &Chain) -> Self {
+        Set {
+            principal: exchange.principal.clone(),
+            vars: exchange.vars.clone(),
+            tls: exchange.tls,
+            unmet: chain.unmet(exchange),
+        }
     }
 }
 
@@ -111,9 +122,14 @@ pub(crate) fn start(
     (browser, from_browser): (Conn, &[u8]),
     (upstream, from_upstream): (Conn, &[u8]),
     record: Box<Record>,
+    is_resumed: bool,
 ) {
     let guard = slot.relay_begins();
     let mut relay = Relay::new(Rc::clone(slot), resume, browser, upstream, record);
+    match is_resumed {
+        true => relay.tell(Phase::SessionResume, "reconnect"),
+        false => relay.tell(Phase::SessionOpen, ""),
+    }
     // What came with the heads is first.
     let ended = relay
         .take_in(Leg::Browser, from_browser)
@@ -337,7 +353,7 @@ impl Relay {
             window: keeper.is_some().then_some(resume.window),
             max_age: sessions.max_age,
             max_idle: sessions.max_idle,
-            tick: record.set.is_some().then_some(sessions.tick),
+            tick: record.ticks.then_some(sessions.tick),
         };
         shared.metrics.session_state("attached", 1);
         Relay {
@@ -583,11 +599,7 @@ impl Relay {
                     }
                 }
                 Action::Measured(leg, rtt) => shared.metrics.pong(leg, rtt),
-                Action::Ask => {
-                    if let Some(close) = self.ask_policies() {
-                        self.session.handle(shared.clock.now(), Event::Refused(close));
-                    }
-                }
+                Action::Ask => self.tell(Phase::SessionTick, ""),
                 Action::Park(loss) => self.park(loss),
                 Action::Finish(end) => return Some(end),
                 Action::Wait(until) => {
@@ -604,12 +616,24 @@ impl Relay {
         self.legs[leg as usize].out.extend_from_slice(&bytes[..len]);
     }
 
-    /// Asks the policies of this moment whether the session may go on; a Close frame when it may not.
-    fn ask_policies(&self) -> Option<Control> {
+    /// What plugins are told about the session.
+    fn facts(&self, cause: &'static str) -> SessionFacts {
+        SessionFacts {
+            id: Some(self.entry.id().public_name()),
+            age: self.slot.worker().shared.clock.now() - self.record.started,
+            cause,
+            received: self.legs[Leg::Browser as usize].n_bytes,
+            sent: self.legs[Leg::Upstream as usize].n_bytes,
+        }
+    }
+
+    /// Asks the policies of this moment about the session, beside it: they may wait, and the session goes on meanwhile.
+    /// Those that end it tell it so by mail.
+    fn tell(&self, phase: Phase, cause: &'static str) {
         let worker = self.slot.worker();
-        let chain = worker.chain(&self.record.route).filter(|it| it.has(Phase::SessionTick))?;
-        let Set { principal, vars, tls } =
-            serde_json::from_str(self.record.set.as_ref()?).unwrap_or_default();
+        let Some(chain) = worker.chain(&self.record.route).filter(|it| it.has(phase)) else { return };
+        let Some(set) = &self.record.set else { return };
+        let Set { principal, vars, tls, unmet } = serde_json::from_str(set).unwrap_or_default();
         let mut exchange = Exchange {
             id: self.record.id.to_string(),
             client: self.record.client,
@@ -620,12 +644,19 @@ impl Relay {
             principal,
             vars,
             tls,
+            session: self.facts(cause),
+            unmet: Some(unmet),
             ..Exchange::default()
         };
-        let stop = chain.run_now(Phase::SessionTick, &mut exchange, &worker.watch).err()?;
-        let crate::policy::Stop::Reject(rejection) = stop else { return None };
-        tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A session may not go on.");
-        Some(respond::close(&worker.rejected(rejection)))
+        let (entry, guard) = (Arc::clone(&self.entry), self.slot.relay_begins());
+        tokio::task::spawn_local(async move {
+            if let Err(Stop::Reject(rejection)) = chain.run(phase, &mut exchange, &worker.watch).await {
+                tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A session may not go on.");
+                let close = respond::close(&worker.rejected(rejection));
+                drop(entry.post(Mail::Refused(close))); // a session that has ended has no use for it
+            }
+            drop(guard);
+        });
     }
 
     /// Drops what the browser has received.
@@ -670,6 +701,7 @@ impl Relay {
                 shared.directory.note_browser(&self.entry, None);
                 keeper.parked = Some(Parked { since: now, n_bytes: 0 });
                 keeper.count(&shared.metrics);
+                self.tell(Phase::SessionPark, loss.name());
             }
             _ => self.session.handle(now, Event::Torn),
         }
@@ -684,6 +716,7 @@ impl Relay {
                 let Handing { next } = keeper.handing.take()?;
                 self.attach(*next, cx)
             }
+            Mail::Refused(close) => self.handle_with(Event::Refused(close), Some(cx)),
             Mail::Drain(until) => self.handle_with(Event::Drain(until), Some(cx)),
             Mail::Stop(stop, ended) => {
                 self.stoppers.push(ended);
@@ -756,6 +789,7 @@ impl Relay {
         tracing::debug!(n_bytes, "A browser is given what it has missed.");
         shared.directory.note_browser(&self.entry, Some(attach.generation));
         drop(attach.reply.send(Ok(()))); // its worker may have ended meanwhile
+        self.tell(Phase::SessionResume, "reattach");
         let end = self.handle_with(Event::Attached, Some(cx));
         end.or_else(|| self.pass(Leg::Browser, &attach.early, Some(cx)))
     }
@@ -814,8 +848,12 @@ impl Relay {
             request = %record.id, principal = identity.principal, reason = end.reason.name(), code = end.code,
             seconds = took.as_secs_f64(), "A session ended."
         );
+        self.tell(Phase::SessionEnd, end.reason.name());
+        let facts = self.facts(end.reason.name());
+        let record = &mut self.record;
         if let (Some(exchange), Some(chain)) = (&mut record.exchange, worker.chain(&record.route)) {
             exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
+            exchange.session = facts;
             worker.log_phase(&chain, exchange, Phase::Log);
         }
         shared.access.write(&Line {

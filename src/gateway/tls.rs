@@ -48,30 +48,45 @@ pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<Arc<ServerConfig>, Prob
     Ok(Arc::new(config))
 }
 
-/// The configuration of upstream connections: verified against the system's roots or against a file, HTTP/1.1 alone.
-pub(crate) fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Problem> {
+/// The configuration of connections to other servers: verified against the system's roots or against a file, which a
+/// setting names; HTTP/1.1 alone.
+pub(crate) fn client(ca: Option<(&Path, &str)>) -> Result<Arc<ClientConfig>, Problem> {
     let mut roots = RootCertStore::empty();
     match ca {
-        Some(path) => {
-            for certificate in certificates(path, "upstream.ca")? {
-                roots.add(certificate).map_err(|error| unreadable(path, "upstream.ca", &error))?;
+        Some((path, setting)) => {
+            for certificate in certificates(path, setting)? {
+                roots.add(certificate).map_err(|error| unreadable(path, setting, &error))?;
             }
         }
         None => {
-            let loaded = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(loaded.certs);
+            roots = system_roots();
             if roots.is_empty() {
                 let message = "the system has no certificate authorities, so no upstream can be verified; install ca-certificates, or set `upstream.ca`";
                 return Err(Problem::new(Place::Nowhere, "upstream.ca", message));
             }
         }
     }
+    Ok(trusting(roots))
+}
+
+/// The configuration of connections to servers that may never be needed: a system without roots verifies none of them.
+pub(crate) fn system_client() -> Arc<ClientConfig> {
+    trusting(system_roots())
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
+fn trusting(roots: RootCertStore) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12]);
     let builder = builder.expect("the provider has suites for both versions").with_root_certificates(roots);
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()]; // NVCF binds a worker to a connection; h2 would share one
     config.resumption = Resumption::in_memory_sessions(64);
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// The configuration and the certificate's SHA-256 of a server that only other replicas reach.

@@ -97,8 +97,16 @@ pub(crate) async fn serve(
     let policy = shared.clock.now();
     let admitted = match come_back(slot, worker, conn, early, &mut exchange, &route, admitted, started).await
     {
-        Back::No(back, bytes, admitted) => {
+        Back::No(back, bytes, admitted, earlier) => {
             (conn, early) = (back, bytes);
+            let headers = admit::upstream_headers(worker, &route.chain, &mut exchange, &admitted.seat).await;
+            if let Err(stop) = headers {
+                let key = Some(admitted.accept_key);
+                return refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
+            }
+            if let Some(earlier) = earlier {
+                earlier.make_way(session::Stop::Replaced, &shared.clock).await;
+            }
             admitted
         }
         Back::Taken => return,
@@ -149,7 +157,7 @@ pub(crate) async fn serve(
             let record = Record::new(exchange, &route.chain, now, listed, place);
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             let legs = ((conn, &early[..]), (upstream, &from_upstream[..]));
-            relay::start(slot, route.resume, legs.0, legs.1, Box::new(record));
+            relay::start(slot, route.resume, legs.0, legs.1, Box::new(record), resumed);
         }
         Err(Failure::Stopped(stop)) => {
             if admitted.ticket.is_some() {
@@ -231,23 +239,21 @@ async fn admit_browser(
     exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, &route.resume, exchange, &function);
     let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
-    admit::upstream_headers(worker, &route.chain, exchange).await.map_err(stop)?;
     let target = admit::target(exchange);
     Ok(Admitted { accept_key, function, ticket, seat, target })
 }
 
 /// What became of a browser that may have a session already.
 enum Back {
-    /// There is none that it could go on with: it needs a connection upstream.
-    No(Conn, BytesMut, Admitted),
+    /// There is none that it could go on with: it needs a connection upstream, and its earlier session makes way for it.
+    No(Conn, BytesMut, Admitted, Option<Found>),
     /// It is back in its session.
     Taken,
     /// Another browser is there.
     Refused(Conn, Code, Admitted),
 }
 
-/// Puts a browser back into its session, if that is still here and wants the same as before. Else the session makes way
-/// for the connection that is to come.
+/// Puts a browser back into its session, if that is still here and wants the same as before.
 #[allow(clippy::too_many_arguments)] // all that belongs to one request
 async fn come_back(
     slot: &Rc<Slot>,
@@ -274,7 +280,7 @@ async fn come_back(
     }
     let found = if admitted.seat.is_new { None } else { shared.directory.seek(admitted.seat.session).await };
     let Some(found) = found else {
-        return Back::No(conn, early, admitted);
+        return Back::No(conn, early, admitted, None);
     };
     let kind = found.kind();
     if admitted.ticket.as_ref().is_some_and(|it| it.generation + 1 < found.generation()) {
@@ -282,7 +288,7 @@ async fn come_back(
         shared.metrics.resume(kind, "replayed");
         admitted.ticket = None;
         admitted.seat = Seat::new(shared.clock.unix());
-        return Back::No(conn, early, admitted);
+        return Back::No(conn, early, admitted, None);
     }
     let offer = &exchange.offer;
     let about = found.about();
@@ -322,8 +328,7 @@ async fn come_back(
     if admitted.ticket.is_none() && !about.request.is_empty() {
         admitted.ticket = Some(ticket_of(about, &admitted.seat)); // the browser named the session by its token
     }
-    found.make_way(session::Stop::Replaced, &shared.clock).await;
-    Back::No(conn, early, admitted)
+    Back::No(conn, early, admitted, Some(found))
 }
 
 /// What became of a browser that was handed to a session.

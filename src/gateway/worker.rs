@@ -41,8 +41,13 @@ pub(crate) struct Worker {
     pub(crate) watch: Plugins,
     pub(crate) proxy: Arc<Proxy>,
     routes: RefCell<Rc<Routes>>,
+    /// What plugins do beside all requests; it ends with their VM.
+    beside: RefCell<Option<AbortOnDrop>>,
     draining: watch::Receiver<bool>,
 }
+
+/// A task that does not outlive this.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 /// A relay that is counted as long as this lives.
 pub(crate) struct RelayGuard(Rc<Slot>);
@@ -286,6 +291,7 @@ impl Worker {
             idx,
             watch: Plugins::new(&shared.metrics, &shared.clock),
             proxy: plain::proxy(&shared),
+            beside: RefCell::new(begin_beside(&routes, idx)),
             routes: RefCell::new(Rc::new(routes)),
             draining: shared.draining.clone(),
             shared,
@@ -297,12 +303,13 @@ impl Worker {
         self.routes().by_pattern(pattern).map(|it| Rc::clone(&it.chain))
     }
 
-    /// The routes, with a fresh VM if the last one ran out of memory.
+    /// The routes, with a fresh VM if the last one ran out of memory or time.
     fn routes(&self) -> Rc<Routes> {
         if self.routes.borrow().is_spent() {
             match self.shared.program.instantiate() {
                 Ok(routes) => {
-                    tracing::warn!(worker = self.idx, "A Lua VM ran out of memory and was replaced.");
+                    tracing::warn!(worker = self.idx, "A Lua VM ran out of memory or time and was replaced.");
+                    *self.beside.borrow_mut() = begin_beside(&routes, self.idx);
                     *self.routes.borrow_mut() = Rc::new(routes);
                 }
                 Err(error) => tracing::error!(%error, "A Lua VM could not be replaced."),
@@ -432,6 +439,17 @@ impl Worker {
     /// Asks the plugins that only want to know. What goes wrong there is logged by the chain.
     pub(crate) fn log_phase(&self, chain: &Chain, exchange: &mut Exchange, phase: Phase) {
         drop(chain.run_now(phase, exchange, &self.watch));
+    }
+}
+
+/// Starts what plugins do beside all requests.
+fn begin_beside(routes: &Routes, idx: usize) -> Option<AbortOnDrop> {
+    routes.beside(idx == 0).map(|it| AbortOnDrop(tokio::task::spawn_local(it)))
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

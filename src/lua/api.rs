@@ -1,12 +1,33 @@
 //! What scripts may call. Each function is declared once: binding, phase check, reference page and editor stub come
 //! from its declaration.
 
+mod cache;
+mod codec;
+mod cookie;
+mod crypto;
+mod http;
+mod ip;
+mod json;
+mod jwt;
+mod kv;
+mod lease;
 mod log;
+mod metrics;
+pub(crate) mod modules;
+mod oidc;
+mod password;
+mod queue;
+mod ratelimit;
+mod regex;
 mod request;
 mod response;
+mod session;
 mod time;
+mod timer;
 mod tokens;
 mod upstream;
+mod url;
+mod uuid;
 
 use std::cell::{RefCell, RefMut};
 use std::fmt::Write;
@@ -18,22 +39,34 @@ use mlua::{LuaString, Value};
 use crate::policy::{Decision, Exchange, Phase, Phases};
 use crate::rejection::Declared;
 
-pub(crate) use log::install as install_log;
+pub(crate) use cache::Flights;
+pub(crate) use modules::Author;
 pub(crate) use request::RequestHandle;
 pub(crate) use response::ResponseHandle;
-pub(crate) use time::{Time, install as install_time};
+pub(crate) use session::SessionHandle;
+pub(crate) use time::Time;
 pub(crate) use tokens::TokensHandle;
 pub(crate) use upstream::UpstreamHandle;
 
 /// One function of the API.
 pub(crate) struct Function {
-    pub(crate) handle: &'static str,
     pub(crate) name: &'static str,
     pub(crate) params: &'static [(&'static str, &'static str)],
     pub(crate) result: &'static str,
-    pub(crate) phases: Phases,
+    pub(crate) place: Place,
     pub(crate) doc: &'static str,
     pub(crate) example: &'static str,
+}
+
+/// Where a function may be called.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// In every phase, and while the plugin is loaded.
+    Anywhere,
+    /// In these phases.
+    In(Phases),
+    /// In the phases that may wait.
+    Waiting,
 }
 
 /// What the handles of a VM point at while a phase runs.
@@ -93,6 +126,12 @@ lua_types! {
     i64 => "integer",
     LuaString => "string",
     Option<LuaString> => "string?",
+    f64 => "number",
+    mlua::Variadic<Value> => "...",
+    Option<f64> => "number?",
+    Option<i64> => "integer?",
+    Option<bool> => "boolean?",
+    mlua::Function => "function",
     mlua::Table => "table",
     Option<mlua::Table> => "table?",
     Value => "any",
@@ -126,11 +165,10 @@ macro_rules! handle {
         /// The functions of this handle.
         pub(super) static FUNCTIONS: &[super::Function] = &[$(
             super::Function {
-                handle: $handle,
                 name: stringify!($name),
                 params: &[$((stringify!($arg), <$ty as super::LuaType>::NAME)),*],
                 result: <$result as super::LuaType>::NAME,
-                phases: $crate::policy::Phases::of(&[$($crate::policy::Phase::$phase),+]),
+                place: super::Place::In($crate::policy::Phases::of(&[$($crate::policy::Phase::$phase),+])),
                 doc: concat!($($doc, "\n"),+),
                 example: $example,
             },
@@ -155,31 +193,168 @@ macro_rules! handle {
 }
 pub(crate) use handle;
 
+/// Declares the methods of a value that a module makes: they may be called anywhere.
+macro_rules! object {
+    (
+        $type:ident $handle:literal;
+        $(
+            $(#[doc = $doc:literal])+
+            #[example($example:literal)]
+            fn $name:ident($lua:ident, $this:ident $(, $arg:ident: $ty:ty)*) -> ($result:ty, $shown:literal) $body:block
+        )*
+    ) => {
+        /// The functions of this value.
+        pub(in crate::lua::api) static FUNCTIONS: &[$crate::lua::api::Function] = &[$(
+            $crate::lua::api::Function {
+                name: stringify!($name),
+                params: &[$((stringify!($arg), <$ty as $crate::lua::api::LuaType>::NAME)),*],
+                result: $shown,
+                place: $crate::lua::api::Place::Anywhere,
+                doc: concat!($($doc, "\n"),+),
+                example: $example,
+            },
+        )*];
+
+        impl mlua::UserData for $type {
+            fn add_methods<M: mlua::UserDataMethods<Self>>(methods: &mut M) {
+                $(
+                    #[allow(unused_variables)]
+                    methods.add_method(stringify!($name), |$lua, $this, ($($arg,)*): ($($ty,)*)| -> mlua::Result<$result> { $body });
+                )*
+            }
+        }
+    };
+}
+pub(crate) use object;
+
+/// Declares the functions of one module: `now` ones return at once, `later` ones let the worker go on with others.
+macro_rules! module {
+    (
+        $handle:literal $about:literal;
+        $(constants($clua:ident, $ctable:ident) $constants:block)?
+        $(
+            $(#[doc = $doc:literal])+
+            #[example($example:literal)]
+            $kind:ident fn $name:ident($lua:ident, $author:ident $(, $arg:ident: $ty:ty)*) -> ($result:ty, $shown:literal) $body:block
+        )*
+    ) => {
+        /// The functions of this module.
+        pub(in crate::lua::api) static MODULE: $crate::lua::api::modules::Module = $crate::lua::api::modules::Module {
+            name: concat!("streamgate.", $handle),
+            handle: $handle,
+            doc: $about,
+            functions: &[$(
+                $crate::lua::api::Function {
+                    name: stringify!($name),
+                    params: &[$((stringify!($arg), <$ty as $crate::lua::api::LuaType>::NAME)),*],
+                    result: $shown,
+                    place: $crate::lua::api::module!(@place $kind),
+                    doc: concat!($($doc, "\n"),+),
+                    example: $example,
+                },
+            )*],
+            install,
+        };
+
+        fn install(lua: &mlua::Lua, author: &std::rc::Rc<$crate::lua::api::Author>) -> mlua::Result<mlua::Table> {
+            let table = lua.create_table()?;
+            $({
+                #[allow(unused_variables)]
+                let ($clua, $ctable) = (lua, &table);
+                $constants
+            })?
+            $(
+                $crate::lua::api::module!(@bind $kind lua author table $handle $name ($lua, $author $(, $arg: $ty)*) -> $result $body);
+            )*
+            Ok(table)
+        }
+    };
+    (@place now) => { $crate::lua::api::Place::Anywhere };
+    (@place later) => { $crate::lua::api::Place::Waiting };
+    (@bind now $vm:ident $who:ident $table:ident $handle:literal $name:ident ($lua:ident, $author:ident $(, $arg:ident: $ty:ty)*) -> $result:ty $body:block) => {
+        let $author = std::rc::Rc::clone($who);
+        #[allow(unused_variables)]
+        let function = $vm.create_function(move |$lua, ($($arg,)*): ($($ty,)*)| -> mlua::Result<$result> {
+            #[allow(unused_variables)]
+            let $author = &$author;
+            $body
+        })?;
+        $table.raw_set(stringify!($name), function)?;
+    };
+    (@bind later $vm:ident $who:ident $table:ident $handle:literal $name:ident ($lua:ident, $author:ident $(, $arg:ident: $ty:ty)*) -> $result:ty $body:block) => {
+        let author = std::rc::Rc::clone($who);
+        #[allow(unused_variables)]
+        let function = $vm.create_async_function(move |$lua, ($($arg,)*): ($($ty,)*)| {
+            let $author = std::rc::Rc::clone(&author);
+            async move {
+                $author.may_wait(concat!($handle, ".", stringify!($name)))?;
+                let result: mlua::Result<$result> = async { $body }.await;
+                result
+            }
+        })?;
+        $who.waits();
+        $table.raw_set(stringify!($name), function)?;
+    };
+}
+pub(crate) use module;
+
+/// Something that scripts call functions of.
+pub(crate) struct Handle {
+    name: &'static str,
+    doc: &'static str,
+    functions: &'static [Function],
+    /// How its functions are called.
+    dot: char,
+}
+
 /// The handles and what they are, in the order of the reference pages.
-const HANDLES: [(&str, &str, &[Function]); 6] = [
-    ("request", "The browser's request. Every phase gets it as its first argument.", request::FUNCTIONS),
-    (
-        "upstream",
-        "The request that goes upstream; `upstream_request` gets it as its second argument.",
-        upstream::FUNCTIONS,
-    ),
-    (
-        "response",
-        "The response on its way to the browser; `response_headers` and `log` get it as their second argument.",
-        response::FUNCTIONS,
-    ),
-    (
-        "tokens",
-        "The principals of a token file: the value of a setting of the type `token-file`.",
-        tokens::FUNCTIONS,
-    ),
-    (
-        "log",
-        "The gateway's log: `local log = require \"streamgate.log\"`. Each line carries the plugin's name.",
-        log::FUNCTIONS,
-    ),
-    ("time", "The gateway's clock: `local time = require \"streamgate.time\"`.", time::FUNCTIONS),
-];
+fn handles() -> Vec<Handle> {
+    let method = |name, doc, functions| Handle { name, doc, functions, dot: ':' };
+    let mut all = vec![
+        method(
+            "request",
+            "The browser's request. Every phase but `init` gets it as its first argument.",
+            request::FUNCTIONS,
+        ),
+        method(
+            "upstream",
+            "The request that goes upstream; `upstream_request` gets it as its second argument.",
+            upstream::FUNCTIONS,
+        ),
+        method(
+            "response",
+            "The response on its way to the browser; `response_headers` and `log` get it as their second argument.",
+            response::FUNCTIONS,
+        ),
+        method(
+            "session",
+            "An open session; the phases of a session get it as their second argument.",
+            session::FUNCTIONS,
+        ),
+        method(
+            "tokens",
+            "The principals of a token file: the value of a setting of the type `token-file`.",
+            tokens::FUNCTIONS,
+        ),
+    ];
+    for module in modules::MODULES {
+        all.push(Handle { name: module.handle, doc: module.doc, functions: module.functions, dot: '.' });
+        match module.handle {
+            "regex" => all.push(method("pattern", "What `regex.new` gives.", regex::FUNCTIONS)),
+            "ip" => all.push(method("set", "What `ip.set` gives.", ip::FUNCTIONS)),
+            "metrics" => {
+                all.push(method("meter", "What the functions of `metrics` give.", metrics::FUNCTIONS))
+            }
+            "http" => all.push(method(
+                "answer",
+                "What `http.request` gives: a table with `status`, `headers` and `body`.",
+                http::FUNCTIONS,
+            )),
+            _ => {}
+        }
+    }
+    all
+}
 
 /// `docs/reference/lua.md`.
 pub(crate) fn page() -> String {
@@ -188,69 +363,91 @@ pub(crate) fn page() -> String {
          <!-- Written by `make docs` from src/lua/api; do not edit. -->\n\n\
          A plugin is a folder with `plugin.lua` and `schema.lua`; [how to write one](../../plugins/README.md) fits on a page.\n\n\
          ## Phases\n\n\
-         | phase | called with | may reject | may respond | what it is for |\n|---|---|---|---|---|\n",
+         | phase | called with | may wait | may reject | may respond | what it is for |\n|---|---|---|---|---|---|\n",
     );
     let write = "a string takes every write";
     for phase in Phase::ALL {
         let arguments = match phase {
+            Phase::Init => "conf",
             Phase::UpstreamRequest => "request, upstream, conf",
             Phase::ResponseHeaders | Phase::Log => "request, response, conf",
+            it if it.is_of_session() => "request, session, conf",
             _ => "request, conf",
         };
-        let [rejects, responds] =
-            [phase.may_reject(), phase.may_respond()].map(|it| if it { "yes" } else { "no" });
-        writeln!(page, "| `{phase}` | {arguments} | {rejects} | {responds} | {} |", phase.doc())
+        let [waits, rejects, responds] = [phase.may_wait(), phase.may_reject(), phase.may_respond()]
+            .map(|it| if it { "yes" } else { "no" });
+        writeln!(page, "| `{phase}` | {arguments} | {waits} | {rejects} | {responds} | {} |", phase.doc())
             .expect(write);
     }
     page += "\nA phase function returns nothing to continue, or what `request:reject` and `request:respond` give.\n\
-             A function that is called in a phase that does not allow it raises an error that says where it is allowed.\n";
-    for (handle, doc, functions) in HANDLES {
-        writeln!(page, "\n## `{handle}`\n\n{doc}").expect(write);
+             A function that is called in a phase that does not allow it raises an error that says where it is allowed.\n\
+             In the phases of a session the headers of the request are gone; what was `set` is there.\n\n\
+             Two more functions of a plugin run while it is loaded: `configure(conf)`, which may return another `conf` for the phases, and `self_test(conf)`. An error of theirs refuses the configuration.\n";
+    for Handle { name: handle, doc, functions, dot } in handles() {
+        let code = if dot == '.' { format!("streamgate.{handle}") } else { handle.to_owned() };
+        writeln!(page, "\n## `{code}`\n\n{doc}").expect(write);
         for it in functions {
             let params: Vec<String> = it.params.iter().map(|(name, ty)| format!("{name}: {ty}")).collect();
             let result = if it.result == "nil" { String::new() } else { format!(" -> {}", it.result) };
-            let dot = dot_of(it.handle);
             writeln!(page, "\n### `{handle}{dot}{}({}){result}`\n", it.name, params.join(", ")).expect(write);
             writeln!(page, "{}\n", doc_text(it.doc)).expect(write);
-            writeln!(page, "- Phases: {}", it.phases.names()).expect(write);
+            match it.place {
+                Place::Anywhere => {}
+                Place::In(phases) => writeln!(page, "- Phases: {}", phases.names()).expect(write),
+                Place::Waiting => page += "- Phases: those that may wait\n",
+            }
             writeln!(page, "- Example: `{}`", it.example).expect(write);
         }
     }
     page
 }
 
-/// `lua/types/streamgate.lua`: stubs for editors.
-pub(crate) fn types() -> String {
-    let mut page = String::from(
-        "---@meta\n-- Written by `make docs` from src/lua/api; do not edit.\n\n---@class streamgate.Decision\n",
-    );
+/// `lua/types/…`: stubs for editors, by their path in that folder. Handles are in one file; a module has its own, so that
+/// an editor finds it behind `require`.
+pub(crate) fn types() -> Vec<(String, String)> {
+    const HEAD: &str = "-- Written by `make docs` from src/lua/api; do not edit.\n";
     let write = "a string takes every write";
-    for (handle, doc, functions) in HANDLES {
-        let class = format!("streamgate.{}{}", handle[..1].to_uppercase(), &handle[1..]);
-        writeln!(page, "\n---{doc}\n---@class {class}\nlocal {handle} = {{}}").expect(write);
-        for it in functions {
-            writeln!(page, "\n---{}", doc_text(it.doc).replace('\n', "\n---")).expect(write);
-            for (name, ty) in it.params {
-                let (name, ty) = match ty.strip_suffix('?') {
-                    Some(ty) => (format!("{name}?"), ty),
-                    None => ((*name).to_owned(), *ty),
-                };
-                writeln!(page, "---@param {name} {ty}").expect(write);
-            }
-            if it.result != "nil" {
-                writeln!(page, "---@return {}", it.result).expect(write);
-            }
-            let params: Vec<&str> = it.params.iter().map(|(name, _)| *name).collect();
-            let dot = dot_of(it.handle);
-            writeln!(page, "function {handle}{dot}{}({}) end", it.name, params.join(", ")).expect(write);
+    let mut handles_page = format!("---@meta\n{HEAD}\n---@class streamgate.Decision\n");
+    let mut pages = Vec::new();
+    for handle in handles() {
+        let class = format!("streamgate.{}{}", handle.name[..1].to_uppercase(), &handle.name[1..]);
+        let text = stub(&handle, &class);
+        if handle.dot == ':' {
+            handles_page += &text;
+        } else {
+            let name = handle.name;
+            let mut page = format!("---@meta streamgate.{name}\n{HEAD}{text}");
+            writeln!(page, "\nreturn {name}").expect(write);
+            pages.push((format!("streamgate/{name}.lua"), page));
         }
     }
-    page
+    pages.insert(0, ("streamgate.lua".into(), handles_page));
+    pages
 }
 
-/// How a function of a handle is called: a module's with a dot.
-fn dot_of(handle: &str) -> &'static str {
-    if matches!(handle, "log" | "time") { "." } else { ":" }
+fn stub(handle: &Handle, class: &str) -> String {
+    let Handle { name: handle, doc, functions, dot } = handle;
+    let write = "a string takes every write";
+    let mut page = format!("\n---{doc}\n---@class {class}\nlocal {handle} = {{}}\n");
+    if *handle == "json" {
+        page += "\n--- A null of JSON, which Lua has no value for.\njson.null = {}\n";
+    }
+    for it in *functions {
+        writeln!(page, "\n---{}", doc_text(it.doc).replace('\n', "\n---")).expect(write);
+        for (name, ty) in it.params {
+            let (name, ty) = match ty.strip_suffix('?') {
+                Some(ty) => (format!("{name}?"), ty),
+                None => ((*name).to_owned(), *ty),
+            };
+            writeln!(page, "---@param {name} {ty}").expect(write);
+        }
+        for result in it.result.split(", ").filter(|it| *it != "nil") {
+            writeln!(page, "---@return {result}").expect(write);
+        }
+        let params: Vec<&str> = it.params.iter().map(|(name, _)| *name).collect();
+        writeln!(page, "function {handle}{dot}{}({}) end", it.name, params.join(", ")).expect(write);
+    }
+    page
 }
 
 /// A doc comment without the space that follows its slashes.
@@ -265,6 +462,10 @@ mod tests {
     #[test]
     fn the_reference_page_and_the_stubs_are_fresh() {
         assert_eq!(include_str!("../../docs/reference/lua.md"), page(), "run `make docs`");
-        assert_eq!(include_str!("../../lua/types/streamgate.lua"), types(), "run `make docs`");
+        for (path, text) in types() {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("lua/types").join(path);
+            let written = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(written, text, "{}: run `make docs`", path.display());
+        }
     }
 }

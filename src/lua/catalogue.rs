@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use crate::config::{Node, Value};
+use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{BUILT_IN, Bundle};
 use crate::lua::loader::Plugin;
-use crate::policy::{Field, Kind, OnError};
+use crate::policy::{Field, Kind};
 
 /// `docs/reference/plugins.md`.
 pub(crate) fn page() -> String {
@@ -16,14 +17,12 @@ pub(crate) fn page() -> String {
          A setting stands in the chain of a route, as in `{ plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }`.\n\
          Each may also have `id`, a name of its own in the log, and `on_error`: `\"reject\"` or `\"skip\"`.\n",
     );
+    let watchdog = Watchdog::new();
     for (name, files) in BUILT_IN {
-        let plugin =
-            Plugin::load(Bundle::built_in(name, files)).expect("a shipped plugin has a valid schema");
+        let plugin = Plugin::load(Bundle::built_in(name, files), &watchdog)
+            .expect("a shipped plugin has a valid schema");
         let schema = &plugin.schema;
-        let on_error = match schema.on_error {
-            OnError::Reject => "reject",
-            OnError::Skip => "skip",
-        };
+        let on_error = schema.on_error.name();
         let write = "a string takes every write";
         writeln!(page, "\n## `{name}`\n\n{}\n", schema.summary).expect(write);
         writeln!(page, "- Phases: {}", schema.phases.names()).expect(write);
@@ -52,26 +51,10 @@ fn default(field: &Field) -> String {
         {
             "`[]`".into()
         }
-        (Some(node), _) => format!("`{}`", written(&node.value)),
+        (Some(node), _) => format!("`{}`", node.value.written()),
         (None, Some(inherit)) => format!("that of `{inherit}`"),
         (None, None) if field.required => "required".into(),
         (None, None) => "none".into(),
-    }
-}
-
-/// A value as it would be written in the file.
-fn written(value: &Value) -> String {
-    match value {
-        Value::List(items) => {
-            let items: Vec<String> = items.iter().map(|it| written(&it.value)).collect();
-            format!("[{}]", items.join(", "))
-        }
-        Value::Table(table) => {
-            let entries: Vec<String> =
-                table.iter().map(|it| format!("{} = {}", it.key, written(&it.node.value))).collect();
-            if entries.is_empty() { "{}".into() } else { format!("{{ {} }}", entries.join(", ")) }
-        }
-        other => other.shown(),
     }
 }
 

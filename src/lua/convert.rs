@@ -13,6 +13,12 @@ const DEEPEST: usize = 16;
 /// Most entries of a table that a script hands over.
 const MOST: usize = 1024;
 
+/// How deep the JSON of other programs may be nested.
+pub(crate) const DEEPEST_JSON: usize = 32;
+
+/// Most entries of a table that becomes JSON for other programs.
+const MOST_JSON: usize = 100_000;
+
 /// A plugin's settings, as the table `conf`.
 pub(crate) fn settings(lua: &Lua, settings: &Settings) -> mlua::Result<Table> {
     let table = lua.create_table()?;
@@ -24,7 +30,7 @@ pub(crate) fn settings(lua: &Lua, settings: &Settings) -> mlua::Result<Table> {
 
 pub(crate) fn setting(lua: &Lua, value: &Setting) -> mlua::Result<Value> {
     match value {
-        Setting::Text(it) => it.as_str().into_lua(lua),
+        Setting::Text(it) | Setting::Url(it) => it.as_str().into_lua(lua),
         Setting::Integer(it) => it.into_lua(lua),
         Setting::Number(it) => it.into_lua(lua),
         Setting::Boolean(it) => it.into_lua(lua),
@@ -77,27 +83,81 @@ pub(crate) fn object(lua: &Lua, entries: &serde_json::Map<String, Json>) -> mlua
     Ok(table)
 }
 
-/// A script's value as JSON. Functions and the like are errors; so is what is too deep or too large.
-pub(crate) fn to_json(value: &Value) -> Result<Json, String> {
-    to_json_within(value, DEEPEST)
+/// JSON of another program as Lua has it: nulls are [`Value::NULL`], and an empty array is known as one.
+///
+/// # Errors
+/// When it is nested too deep, and when memory runs out.
+pub(crate) fn json(lua: &Lua, value: &Json, depth: usize) -> mlua::Result<Value> {
+    let deeper = || depth.checked_sub(1).ok_or_else(|| mlua::Error::runtime("nested too deep"));
+    match value {
+        Json::Null => Ok(Value::NULL),
+        Json::Array(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            let depth = deeper()?;
+            for item in items {
+                table.raw_push(json(lua, item, depth)?)?;
+            }
+            if items.is_empty() {
+                table.set_metatable(Some(array_metatable(lua)?))?;
+            }
+            table.into_lua(lua)
+        }
+        Json::Object(entries) => {
+            let table = lua.create_table_with_capacity(0, entries.len())?;
+            let depth = deeper()?;
+            for (name, value) in entries {
+                table.raw_set(name.as_str(), json(lua, value, depth)?)?;
+            }
+            table.into_lua(lua)
+        }
+        other => from_json(lua, other),
+    }
 }
 
-fn to_json_within(value: &Value, depth: usize) -> Result<Json, String> {
+/// What an array of JSON has for a metatable.
+pub(crate) fn array_metatable(lua: &Lua) -> mlua::Result<Table> {
+    if let Ok(Value::Table(known)) = lua.named_registry_value(ARRAY) {
+        return Ok(known);
+    }
+    let metatable = lua.create_table()?;
+    metatable.raw_set(ARRAY, true)?;
+    metatable.raw_set("__metatable", false)?;
+    lua.set_named_registry_value(ARRAY, &metatable)?;
+    Ok(metatable)
+}
+
+/// What is known by this name in the registry, and in the metatable itself.
+const ARRAY: &str = "streamgate.array";
+
+/// A script's value as JSON. Functions and the like are errors; so is what is too deep or too large.
+pub(crate) fn to_json(value: &Value) -> Result<Json, String> {
+    to_json_within(value, DEEPEST, MOST)
+}
+
+/// The same for other programs: much larger.
+pub(crate) fn to_json_of_any_size(value: &Value) -> Result<Json, String> {
+    to_json_within(value, DEEPEST_JSON, MOST_JSON)
+}
+
+fn to_json_within(value: &Value, depth: usize, most: usize) -> Result<Json, String> {
     Ok(match value {
         Value::Nil => Json::Null,
+        it if *it == Value::NULL => Json::Null,
         Value::Boolean(it) => (*it).into(),
         Value::Integer(it) => (*it).into(),
+        Value::Number(it) if !it.is_finite() => return Err(format!("the number {it}")),
         Value::Number(it) => (*it).into(),
         Value::String(it) => it.to_str().map_err(|_| "a string that is not UTF-8")?.to_owned().into(),
         Value::Table(table) if depth > 0 => {
+            let is_array = table.metatable().is_some_and(|it| it.raw_get(ARRAY).unwrap_or(false));
             let mut items = Vec::new();
             let mut entries = serde_json::Map::new();
             for pair in table.clone().pairs::<Value, Value>() {
                 let (key, value) = pair.map_err(|it| it.to_string())?;
-                if items.len() + entries.len() == MOST {
-                    return Err(format!("a table with more than {MOST} entries"));
+                if items.len() + entries.len() == most {
+                    return Err(format!("a table with more than {most} entries"));
                 }
-                let value = to_json_within(&value, depth - 1)?;
+                let value = to_json_within(&value, depth - 1, most)?;
                 match key {
                     Value::Integer(key) if key == items.len() as i64 + 1 => items.push(value),
                     Value::String(key) => {
@@ -107,7 +167,7 @@ fn to_json_within(value: &Value, depth: usize) -> Result<Json, String> {
                     _ => return Err("a table whose keys are neither names nor 1 to n".into()),
                 }
             }
-            match (items.is_empty(), entries.is_empty()) {
+            match (items.is_empty() && !is_array, entries.is_empty()) {
                 (true, _) => Json::Object(entries),
                 (false, true) => Json::Array(items),
                 (false, false) => return Err("a table that mixes names with numbers".into()),

@@ -1,21 +1,27 @@
 //! Loads the plugins of all routes and checks them, before anything is served.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use mlua::{Table, Value};
 
 use crate::clock::Clock;
-use crate::config::{Entry, Place, Plugins, Problem, Problems, Resume, Route};
-use crate::lua::api::Time;
+use crate::config::{
+    self, Alternative, Entry, Node, Parse as _, Place, Plugins, Problem, Problems, Resume, Route,
+};
+use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, Finder};
+use crate::lua::kit::Tools;
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
-    Chain, Field, Kind, OnError, Pattern, Phase, Phases, References, Schema, Settings, readings,
+    self, Chain, Failure, Field, Kind, OnError, Pattern, Phase, Phases, References, Schema, Settings, When,
+    readings,
 };
 use crate::rejection::Declared;
 
@@ -24,7 +30,10 @@ use crate::rejection::Declared;
 pub(crate) struct Program {
     routes: Vec<Planned>,
     memory: usize,
-    clock: Clock,
+    budget: Duration,
+    tools: Tools,
+    /// What plugins trust in other services.
+    web_tls: Arc<rustls::ClientConfig>,
 }
 
 #[derive(Debug)]
@@ -37,11 +46,15 @@ struct Planned {
 }
 
 #[derive(Debug)]
-struct Step {
+pub(super) struct Step {
     plugin: Arc<Plugin>,
     id: String,
     on_error: OnError,
-    settings: Settings,
+    when: When,
+    timeout: Duration,
+    dry_run: bool,
+    pub(super) settings: Settings,
+    alternative: Option<Alternative>,
     place: Place,
 }
 
@@ -56,6 +69,9 @@ pub(super) struct Plugin {
 pub(crate) struct Routes {
     routes: Vec<RouteChain>,
     vm: Rc<Vm>,
+    /// The plugins that do something beside all requests.
+    at_work: Vec<Rc<Instance>>,
+    clock: Clock,
 }
 
 /// A route and its chain.
@@ -73,7 +89,8 @@ impl Program {
         plugins: &Plugins,
         routes: &[Route],
         from: &dyn References,
-        clock: &Clock,
+        tools: &Tools,
+        web_tls: Arc<rustls::ClientConfig>,
     ) -> Result<Program, Problems> {
         let finder = Finder { paths: plugins.paths.clone() };
         let mut problems = Problems::new();
@@ -90,8 +107,8 @@ impl Program {
             let mut steps: Vec<Step> = Vec::new();
             for step in &route.chain {
                 let plugin = found.entry(step.plugin.clone()).or_insert_with(|| {
-                    let loaded =
-                        finder.find(&step.plugin, &step.place).map_err(Problems::from).and_then(Plugin::load);
+                    let loaded = finder.find(&step.plugin, &step.place).map_err(Problems::from);
+                    let loaded = loaded.and_then(|it| Plugin::load(it, &tools.watchdog));
                     loaded.map(Arc::new).map_err(|more| problems.extend(more)).ok()
                 });
                 let Some(plugin) = plugin else { continue };
@@ -103,7 +120,7 @@ impl Program {
                         problems.push(Problem::new(step.place.clone(), step.plugin.clone(), message));
                     }
                 }
-                match plan(plugin, step, from) {
+                match plan(plugin, step, from, plugins.timeout) {
                     Ok(step) => steps.push(step),
                     Err(more) => problems.extend(more),
                 }
@@ -118,7 +135,13 @@ impl Program {
                 });
             }
         }
-        let program = Program { routes: planned, memory: plugins.memory, clock: clock.clone() };
+        let program = Program {
+            routes: planned,
+            memory: plugins.memory,
+            budget: plugins.budget,
+            tools: tools.clone(),
+            web_tls,
+        };
         if problems.is_empty() {
             // Running everything once finds what only running finds.
             if let Err(more) = program.instantiate() {
@@ -132,33 +155,39 @@ impl Program {
     pub(crate) fn instantiate(&self) -> Result<Routes, Problems> {
         let failed =
             |place: &Place, subject: &str, message: String| Problem::new(place.clone(), subject, message);
-        let vm = Vm::new(self.memory, Time::Clock(self.clock.clone()))
+        let kit = self.tools.kit(Arc::clone(&self.web_tls));
+        let vm = Vm::new(self.memory, self.budget, kit)
             .map_err(|it| Problems::from(failed(&Place::Nowhere, "plugins.memory", describe(&it).detail)))?;
         let mut problems = Problems::new();
         let mut routes = Vec::new();
+        let mut at_work = Vec::new();
         for planned in &self.routes {
-            let mut chain = Chain::new();
+            let mut steps = Vec::new();
             for step in &planned.steps {
+                let name = &step.plugin.bundle.name;
                 match Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings) {
                     Ok(instance) => {
-                        chain.push(&step.plugin.bundle.name, &step.id, step.on_error, Box::new(instance))
+                        if step.plugin.schema.phases.contains(Phase::Init) {
+                            at_work.push(Rc::clone(&instance));
+                        }
+                        steps.push((step.alternative, step.with(instance)));
                     }
-                    Err(message) => problems.push(located(&step.place, &step.plugin.bundle.name, message)),
+                    Err(message) => problems.push(located(&step.place, name, message)),
                 }
             }
             routes.push(RouteChain {
                 path: planned.path.as_str().into(),
                 pattern: Rc::new(planned.pattern.clone()),
                 resume: planned.resume,
-                chain: Rc::new(chain),
+                chain: Rc::new(assemble(steps)),
             });
         }
-        problems.into_result().map(|()| Routes { routes, vm })
+        problems.into_result().map(|()| Routes { routes, vm, at_work, clock: self.tools.clock.clone() })
     }
 
     /// The routes in which no plugin authenticates, with the place where each was written.
     pub(crate) fn open_routes(&self) -> impl Iterator<Item = (&str, &Place)> {
-        let authenticates = |it: &Step| it.plugin.schema.phases.contains(Phase::Authenticate);
+        let authenticates = |it: &Step| it.plugin.schema.authenticates && !it.dry_run && it.when.is_always();
         self.routes
             .iter()
             .filter(move |it| !it.steps.iter().any(authenticates))
@@ -173,17 +202,108 @@ impl Program {
     fn explain_route(route: &Planned) -> Explained {
         let mut text = format!("route {}\n", route.path);
         for phase in Phase::ALL {
-            let steps: Vec<&str> = route
-                .steps
-                .iter()
-                .filter(|it| it.plugin.schema.phases.contains(phase))
-                .map(|it| it.id.as_str())
-                .collect();
-            let steps = if steps.is_empty() { "-".to_owned() } else { steps.join(" -> ") };
+            let mut shown: Vec<String> = Vec::new();
+            let mut group: Option<(Alternative, Vec<String>)> = None;
+            let of_phase = route.steps.iter().filter(|it| it.plugin.schema.phases.contains(phase));
+            for step in of_phase {
+                let alternative = step.alternative.filter(|_| phase == Phase::Authenticate);
+                match (&mut group, alternative) {
+                    (Some((at, members)), Some(next)) if at.group == next.group => {
+                        if at.idx == next.idx
+                            && let Some(last) = members.last_mut()
+                        {
+                            *last += &format!(" + {}", step.shown());
+                        } else {
+                            members.push(step.shown());
+                        }
+                        *at = next;
+                    }
+                    (_, next) => {
+                        shown.extend(group.take().map(|(_, it)| format!("any of ({})", it.join(" | "))));
+                        match next {
+                            Some(next) => group = Some((next, vec![step.shown()])),
+                            None => shown.push(step.shown()),
+                        }
+                    }
+                }
+            }
+            shown.extend(group.map(|(_, it)| format!("any of ({})", it.join(" | "))));
+            let steps = if shown.is_empty() { "-".to_owned() } else { shown.join(" -> ") };
             text += &format!("  {:<18}{steps}\n", phase.name());
+        }
+        let remarks: Vec<String> = route.steps.iter().filter_map(Step::remarks).collect();
+        if !remarks.is_empty() {
+            text += &format!("  where\n{}", remarks.concat());
         }
         Explained { path: route.path.clone(), pattern: route.pattern.clone(), text }
     }
+}
+
+impl Step {
+    /// The step of a worker's chain.
+    pub(super) fn with(&self, instance: Rc<Instance>) -> policy::Step {
+        policy::Step {
+            id: self.id.clone(),
+            on_error: self.on_error,
+            when: self.when.clone(),
+            timeout: self.timeout,
+            dry_run: self.dry_run,
+            ..policy::Step::new(&self.plugin.bundle.name, Box::new(instance))
+        }
+    }
+
+    fn shown(&self) -> String {
+        let mark = if self.dry_run { "?" } else { "" };
+        format!("{}{mark}", self.id)
+    }
+
+    /// What `check --explain` says of a step that is not asked and judged like any other.
+    fn remarks(&self) -> Option<String> {
+        let mut remarks = Vec::new();
+        if self.id != self.plugin.bundle.name {
+            remarks.push(format!("is {}", self.plugin.bundle.name));
+        }
+        if !self.when.written.is_empty() {
+            remarks.push(format!("when {}", self.when.written));
+        }
+        if self.on_error != self.plugin.schema.on_error || self.on_error != OnError::Reject {
+            remarks.push(format!("on_error {}", self.on_error.name()));
+        }
+        if self.dry_run {
+            remarks.push("dry run: its decisions are logged alone".into());
+        }
+        (!remarks.is_empty()).then(|| format!("    {:<16}{}\n", self.id, remarks.join("; ")))
+    }
+}
+
+/// A chain of steps, those of a group together.
+pub(super) fn assemble(steps: Vec<(Option<Alternative>, policy::Step)>) -> Chain {
+    let mut chain = Chain::new();
+    let mut group: Option<(Alternative, Vec<Vec<policy::Step>>)> = None;
+    for (alternative, step) in steps {
+        match (&mut group, alternative) {
+            (Some((at, members)), Some(next)) if at.group == next.group => {
+                match members.last_mut() {
+                    Some(last) if at.idx == next.idx => last.push(step),
+                    _ => members.push(vec![step]),
+                }
+                *at = next;
+            }
+            (_, next) => {
+                if let Some((_, members)) = group.take() {
+                    chain.push_any_of(members);
+                }
+                match next {
+                    Some(next) => group = Some((next, vec![vec![step]])),
+                    None => chain.push(step),
+                }
+            }
+        }
+    }
+    if let Some((_, members)) = group {
+        chain.push_any_of(members);
+    }
+    chain
 }
 
 /// The plugins of a route, as they run.
@@ -230,24 +350,65 @@ impl Routes {
         self.vm.is_spent()
     }
 
+    /// What plugins do beside all requests: `init`, then their timers, for ever. Nothing, when no plugin has any.
+    pub(crate) fn beside(&self, is_first_worker: bool) -> Option<impl Future<Output = ()> + use<>> {
+        if self.at_work.is_empty() {
+            return None;
+        }
+        let (at_work, clock) = (self.at_work.clone(), self.clock.clone());
+        Some(async move {
+            let each = at_work.iter().map(|it| run_beside(it, &clock, is_first_worker));
+            futures_util::future::join_all(each).await;
+        })
+    }
+
     /// The memory that the VM uses, in bytes.
     pub(crate) fn memory(&self) -> usize {
         self.vm.memory()
     }
 }
 
+async fn run_beside(instance: &Instance, clock: &Clock, is_first_worker: bool) {
+    let failed = |failure: Failure, what: &str| {
+        tracing::error!(plugin = %instance.plugin(), kind = failure.kind.name(), detail = %failure.detail, "{what}");
+    };
+    if let Err(failure) = instance.init().await {
+        return failed(failure, "A plugin's init failed; its timers do not run.");
+    }
+    let timers = instance.timers().into_iter().filter(|(_, once, _)| is_first_worker || !once);
+    let each = timers.map(|(every, _, run)| async move {
+        loop {
+            clock.sleep(every).await;
+            match clock.timeout(LONGEST_TIMER, instance.run_timer(&run)).await {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => failed(failure, "A plugin's timer failed."),
+                None => tracing::error!(plugin = %instance.plugin(), "A plugin's timer took too long and was stopped."),
+            }
+        }
+    });
+    futures_util::future::join_all(each).await;
+}
+
+/// A timer that runs for longer waits for something that does not come.
+const LONGEST_TIMER: Duration = Duration::from_secs(300);
+
 impl Plugin {
     /// Reads a plugin's contract.
-    pub(super) fn load(bundle: Bundle) -> Result<Plugin, Problems> {
+    pub(super) fn load(bundle: Bundle, watchdog: &Watchdog) -> Result<Plugin, Problems> {
         let file = bundle.file("schema.lua");
         let path = Arc::new(file.path.clone());
         let failed = |error: &mlua::Error| {
             Problems::from(located(&Place::file(&*path), &bundle.name, describe(error).detail))
         };
-        let lua = sandbox::vm(4 << 20).map_err(|it| failed(&it))?;
+        let budget = watchdog.budget();
+        let (lua, _) = sandbox::vm(4 << 20, &budget).map_err(|it| failed(&it))?;
         let table = || -> mlua::Result<Value> {
             let env = lua.create_table()?;
-            sandbox::chunk(&lua, &path.display().to_string(), &file.text, &env)?.call(())
+            let chunk = sandbox::chunk(&lua, &path.display().to_string(), &file.text, &env)?;
+            let entered = budget.enter(lua.current_thread().state(), READING);
+            let table = chunk.call(());
+            drop(entered);
+            table
         };
         let table = match table() {
             Ok(Value::Table(table)) => table,
@@ -265,27 +426,60 @@ impl Plugin {
     }
 }
 
+/// What a schema may take to be read: it is a table.
+const READING: Duration = Duration::from_millis(500);
+
+/// The keys of a step that are the chain's.
+const OF_CHAIN: [&str; 4] = ["on_error", "when", "timeout", "dry_run"];
+
 /// Checks one step of a route's chain.
-fn plan(plugin: &Arc<Plugin>, step: &crate::config::Step, from: &dyn References) -> Result<Step, Problems> {
+pub(super) fn plan(
+    plugin: &Arc<Plugin>,
+    step: &crate::config::Step,
+    from: &dyn References,
+    timeout: Duration,
+) -> Result<Step, Problems> {
     let mut problems = Problems::new();
-    let mut on_error = plugin.schema.on_error;
-    let mut written: Vec<Entry> = Vec::new();
-    for entry in &step.settings {
-        if entry.key != "on_error" {
-            written.push(entry.clone());
-            continue;
-        }
-        match &entry.node.value {
-            crate::config::Value::Text(it) if it == "reject" => on_error = OnError::Reject,
-            crate::config::Value::Text(it) if it == "skip" => on_error = OnError::Skip,
-            other => {
-                let subject = format!("on_error = {}", other.shown());
-                problems.push(Problem::new(
-                    entry.node.place.clone(),
-                    subject,
-                    "expected \"reject\" or \"skip\"",
-                ));
+    let (mut on_error, mut when) = (plugin.schema.on_error, When::default());
+    let (mut timeout, mut dry_run) = (timeout, false);
+    let (of_chain, written): (Vec<&Entry>, Vec<&Entry>) =
+        step.settings.iter().partition(|it| OF_CHAIN.contains(&it.key.as_str()));
+    for entry in of_chain {
+        let value = &entry.node.value;
+        let result = match entry.key.as_str() {
+            "on_error" => match value {
+                config::Value::Text(it) => OnError::find(it).map(|it| on_error = it).ok_or(()),
+                _ => Err(()),
             }
+            .map_err(|()| "expected \"reject\", \"skip\" or \"close\"".to_owned()),
+            "timeout" => Duration::parse(value).and_then(|it| match it.is_zero() {
+                true => Err("expected a time above zero".into()),
+                false => {
+                    timeout = it;
+                    Ok(())
+                }
+            }),
+            "dry_run" => match value {
+                config::Value::Boolean(it) => {
+                    dry_run = *it;
+                    Ok(())
+                }
+                _ => Err("expected true or false".into()),
+            },
+            _ => match conditions(&entry.node, true) {
+                Ok(it) => {
+                    when = it;
+                    Ok(())
+                }
+                Err(more) => {
+                    problems.extend(more);
+                    Ok(())
+                }
+            },
+        };
+        if let Err(message) = result {
+            let subject = format!("{} = {}", entry.key, value.shown());
+            problems.push(Problem::new(entry.node.place.clone(), subject, message));
         }
     }
     let decides = |it| plugin.schema.phases.contains(it);
@@ -295,12 +489,17 @@ fn plan(plugin: &Arc<Plugin>, step: &crate::config::Step, from: &dyn References)
         let subject = format!("{}: on_error = \"skip\"", step.id);
         problems.push(Problem::new(step.place.clone(), subject, message));
     }
+    let written: Vec<Entry> = written.into_iter().cloned().collect();
     match plugin.schema.check(&step.place, &written, from) {
         Ok(settings) if problems.is_empty() => Ok(Step {
             plugin: Arc::clone(plugin),
             id: step.id.clone(),
             on_error,
+            when,
+            timeout,
+            dry_run,
             settings,
+            alternative: step.alternative,
             place: step.place.clone(),
         }),
         Ok(_) => Err(problems),
@@ -308,6 +507,106 @@ fn plan(plugin: &Arc<Plugin>, step: &crate::config::Step, from: &dyn References)
             problems.extend(more);
             Err(problems)
         }
+    }
+}
+
+/// Reads the conditions of a step.
+fn conditions(node: &Node, may_exclude: bool) -> Result<When, Problems> {
+    let mut problems = Problems::new();
+    let mut when = When { written: node.value.written(), ..When::default() };
+    let mut note = |place: &Place, what: &str, message: &str| {
+        problems.push(Problem::new(place.clone(), format!("when.{what}"), message));
+    };
+    let Some(table) = node.as_table() else {
+        note(&node.place, "", "expected a table with `method`, `path`, `header`, `claim` or `not`");
+        return Err(problems);
+    };
+    for entry in table.iter() {
+        let (key, node) = (entry.key.as_str(), &entry.node);
+        match key {
+            "method" => {
+                for name in texts(node).unwrap_or_default() {
+                    match http::Method::from_bytes(name.as_bytes()) {
+                        Ok(method) => when.methods.push(method),
+                        Err(_) => note(&node.place, key, "expected methods, such as \"POST\""),
+                    }
+                }
+                if when.methods.is_empty() {
+                    note(&node.place, key, "expected a method or a list of them");
+                }
+            }
+            "path" => {
+                for path in texts(node).unwrap_or_default() {
+                    match Pattern::parse(&path) {
+                        Ok(pattern) => when.paths.push(pattern),
+                        Err(message) => note(&node.place, key, &message),
+                    }
+                }
+                if when.paths.is_empty() {
+                    note(&node.place, key, "expected a pattern of paths or a list of them");
+                }
+            }
+            "header" | "claim" => {
+                let entries = node.as_table().map(|it| it.iter().collect::<Vec<_>>()).unwrap_or_default();
+                if entries.is_empty() {
+                    note(
+                        &node.place,
+                        key,
+                        "expected a table from names to values; `true` stands for any value",
+                    );
+                }
+                for entry in entries {
+                    let values = match &entry.node.value {
+                        config::Value::Boolean(true) => Some(Vec::new()),
+                        _ => texts(&entry.node).filter(|it| !it.is_empty()),
+                    };
+                    let name = http::HeaderName::from_bytes(entry.key.as_bytes());
+                    match (values, name) {
+                        (Some(values), _) if key == "claim" => when.claims.push((entry.key.clone(), values)),
+                        (Some(values), Ok(name)) => when.headers.push((name, values)),
+                        (None, _) => note(
+                            &entry.node.place,
+                            key,
+                            "expected a string, a list of them, or `true` for any value",
+                        ),
+                        (_, Err(_)) => note(&entry.node.place, key, "not a header's name"),
+                    }
+                }
+            }
+            "not" if may_exclude => match conditions(node, false) {
+                Ok(not) => {
+                    let of_request =
+                        !(not.methods.is_empty() && not.paths.is_empty() && not.headers.is_empty());
+                    if of_request && !not.claims.is_empty() {
+                        note(
+                            &node.place,
+                            key,
+                            "what must not hold is about the request or about claims, not both",
+                        );
+                    }
+                    when.not = Some(Box::new(not));
+                }
+                Err(more) => return Err(more),
+            },
+            _ => note(
+                &entry.place,
+                key,
+                "unknown condition; there are `method`, `path`, `header`, `claim` and `not`",
+            ),
+        }
+    }
+    problems.into_result().map(|()| when)
+}
+
+/// A string or a list of them.
+fn texts(node: &Node) -> Option<Vec<String>> {
+    let text = |it: &Node| match &it.value {
+        config::Value::Text(it) => Some(it.clone()),
+        _ => None,
+    };
+    match &node.value {
+        config::Value::List(items) => items.iter().map(text).collect(),
+        _ => text(node).map(|it| vec![it]),
     }
 }
 
@@ -335,7 +634,17 @@ impl SchemaReader<'_> {
         self.known(
             table,
             "schema",
-            &["summary", "phases", "on_error", "security", "fields", "rejections", "after", "api"],
+            &[
+                "summary",
+                "phases",
+                "on_error",
+                "authenticates",
+                "security",
+                "fields",
+                "rejections",
+                "after",
+                "api",
+            ],
         );
         let summary = self.text(table, "summary").unwrap_or_default();
         if summary.is_empty() {
@@ -343,17 +652,36 @@ impl SchemaReader<'_> {
         }
         let phases = self.phases(table);
         let on_error = match self.text(table, "on_error").as_deref() {
-            None | Some("reject") => OnError::Reject,
-            Some("skip") => OnError::Skip,
-            Some(other) => {
-                self.problem("on_error", format!("{other:?} is neither \"reject\" nor \"skip\""));
+            None => OnError::Reject,
+            Some(name) => OnError::find(name).unwrap_or_else(|| {
+                self.problem("on_error", format!("{name:?} is none of \"reject\", \"skip\" and \"close\""));
                 OnError::Reject
-            }
+            }),
         };
         let after = self.texts(table, "after");
         let fields = self.fields(table);
         let rejections = self.rejections(table);
-        self.problems.into_result().map(|()| Schema { summary, phases, on_error, fields, rejections, after })
+        let asks = phases.contains(Phase::Authenticate);
+        let authenticates = match table.raw_get::<Value>("authenticates") {
+            Ok(Value::Boolean(it)) if !it || asks => it,
+            Ok(Value::Nil) => asks,
+            _ => {
+                self.problem(
+                    "authenticates",
+                    "expected true or false, and true in the phase authenticate alone",
+                );
+                asks
+            }
+        };
+        self.problems.into_result().map(|()| Schema {
+            summary,
+            authenticates,
+            phases,
+            on_error,
+            fields,
+            rejections,
+            after,
+        })
     }
 
     fn phases(&mut self, table: &Table) -> Phases {
@@ -384,12 +712,16 @@ impl SchemaReader<'_> {
             if ["plugin", "id", "on_error", "when", "timeout", "dry_run"].contains(&name.as_str()) {
                 self.problem(&name, format!("field `{name}`: this name belongs to the chain"));
             }
-            self.known(&field, &name, &["type", "of", "choices", "required", "default", "inherit", "doc"]);
+            self.known(
+                &field,
+                &name,
+                &["type", "of", "choices", "required", "default", "inherit", "min", "max", "doc"],
+            );
             let of = self.text(&field, "of").and_then(|it| Kind::find(&it, None, Vec::new()));
             let choices = self.texts(&field, "choices");
             let kind = self.text(&field, "type").and_then(|it| Kind::find(&it, of, choices));
             let Some(kind) = kind else {
-                let known = "string, integer, number, boolean, duration, size, list, map, secret, token-file";
+                let known = "string, integer, number, boolean, duration, size, list, map, secret, token-file, url, header, cidr";
                 self.problem(
                     &name,
                     format!("field `{name}`: `type` is missing or unknown; there are {known}"),
@@ -420,9 +752,36 @@ impl SchemaReader<'_> {
             }
             let required = matches!(field.raw_get::<Value>("required"), Ok(Value::Boolean(true)));
             let inherit = self.text(&field, "inherit");
-            fields.push(Field { name, kind, required, default, inherit, doc });
+            let [min, max] = ["min", "max"].map(|key| self.bound(&field, &name, key, &kind));
+            fields.push(Field { name, kind, required, default, inherit, min, max, doc });
         }
         fields
+    }
+
+    /// A bound of a setting: a number, or written like the setting itself.
+    fn bound(&mut self, field: &Table, name: &str, key: &str, kind: &Kind) -> Option<f64> {
+        let value = field.raw_get::<Value>(key).unwrap_or_default();
+        let bound = match (&value, kind) {
+            (Value::Nil, _) => return None,
+            (Value::Integer(it), _) => Some(*it as f64),
+            (Value::Number(it), _) => Some(*it),
+            (Value::String(it), Kind::Duration) => {
+                let text = config::Value::Text(it.to_string_lossy());
+                Duration::parse(&text).ok().map(|it| it.as_secs_f64())
+            }
+            (Value::String(it), Kind::Size) => {
+                let text = config::Value::Text(it.to_string_lossy());
+                config::Size::parse(&text).ok().map(|it| it.0 as f64)
+            }
+            _ => None,
+        };
+        if bound.is_none() || !matches!(kind, Kind::Integer | Kind::Number | Kind::Duration | Kind::Size) {
+            self.problem(
+                name,
+                format!("field `{name}`: `{key}` is a number, of a duration, a size or a number"),
+            );
+        }
+        bound
     }
 
     fn rejections(&mut self, table: &Table) -> Vec<Arc<Declared>> {

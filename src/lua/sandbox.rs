@@ -9,93 +9,71 @@ use std::rc::Rc;
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
-use crate::lua::api::{Time, install_log, install_time, misuse};
+use crate::lua::api::{Author, misuse, modules};
+use crate::lua::budget::{self, Budget};
 use crate::lua::bundle::{Bundle, LIBRARY};
+use crate::lua::strings;
 
-/// Base functions that are safe as they are.
-const BASE: [&str; 16] = [
-    "assert",
-    "error",
-    "getmetatable",
-    "ipairs",
-    "next",
-    "pairs",
-    "pcall",
-    "rawequal",
-    "rawget",
-    "rawlen",
-    "rawset",
-    "select",
-    "tonumber",
-    "tostring",
-    "type",
-    "xpcall",
-];
+/// Coroutines that are kept for the next phases that may wait.
+const COROUTINES: usize = 64;
 
-/// Libraries, and the functions of each that are not there.
-const LIBRARIES: [(&str, &[&str]); 6] = [
-    ("string", &["dump"]),
-    ("table", &[]),
-    ("math", &["randomseed"]),
-    ("utf8", &[]),
-    ("coroutine", &[]),
-    ("os", &["execute", "exit", "getenv", "remove", "rename", "setlocale", "tmpname"]),
-];
-
-/// A VM without anything that a plugin must not have.
+/// A VM without anything that a plugin must not have, and the libraries that plugins get copies of.
 ///
 /// # Errors
 /// When the memory limit is too small for the libraries themselves.
-pub(super) fn vm(memory: usize) -> mlua::Result<Lua> {
+pub(super) fn vm(memory: usize, budget: &Budget) -> mlua::Result<(Lua, Table)> {
     let libraries =
         StdLib::STRING | StdLib::TABLE | StdLib::MATH | StdLib::UTF8 | StdLib::COROUTINE | StdLib::OS;
-    let lua = Lua::new_with(libraries, LuaOptions::default())?;
+    let lua = Lua::new_with(libraries, LuaOptions::default().thread_pool_size(COROUTINES))?;
     lua.set_memory_limit(memory)?;
+    let globals = lua.globals();
+    let [begin, enter, leave] = budget::functions(&lua)?;
+    let patterns = strings::patterns(&lua, budget)?;
+    let prelude = chunk(&lua, "prelude.lua", include_str!("prelude.lua"), &lua.create_table()?)?;
+    let prelude: Table = prelude.call((&globals, begin, enter, leave, patterns, Lua::poll_pending()))?;
     // `("x"):upper()` goes through one metatable for all plugins: it points at a copy that nobody can reach.
     let strings = lua.create_table()?;
-    strings.raw_set("__index", library(&lua, "string", &["dump"])?)?;
+    strings.raw_set("__index", copy(&lua, &prelude.raw_get("string")?)?)?;
     strings.raw_set("__metatable", false)?;
     lua.set_type_metatable::<LuaString>(Some(strings));
-    Ok(lua)
+    Ok((lua, prelude))
 }
 
-/// The globals of one plugin.
-pub(super) fn environment(lua: &Lua, bundle: &Rc<Modules>, time: &Time) -> mlua::Result<Table> {
-    let globals = lua.globals();
+/// The globals of one plugin: its own copies of the libraries.
+pub(super) fn environment(
+    lua: &Lua,
+    prelude: &Table,
+    author: &Rc<Author>,
+    modules: &Rc<Modules>,
+) -> mlua::Result<Table> {
     let env = lua.create_table()?;
-    for name in BASE {
-        env.raw_set(name, globals.raw_get::<Value>(name)?)?;
-    }
-    for (name, absent) in LIBRARIES {
-        env.raw_set(name, library(lua, name, absent)?)?;
+    for pair in prelude.pairs::<LuaString, Value>() {
+        match pair? {
+            (name, _) if name == "phase" => {}
+            (name, Value::Table(library)) => env.raw_set(name, copy(lua, &library)?)?,
+            (name, value) => env.raw_set(name, value)?,
+        }
     }
     env.raw_set("_G", &env)?;
-    env.raw_set("_VERSION", globals.raw_get::<Value>("_VERSION")?)?;
-
-    let stock: Function = globals.raw_get("setmetatable")?;
-    let guarded = lua.create_function(move |_, (table, metatable): (Table, Option<Table>)| {
-        // Finalisers run at moments of the collector's choosing, outside of every phase.
-        if metatable.as_ref().is_some_and(|it| it.raw_get::<Value>("__gc").is_ok_and(|it| !it.is_nil())) {
-            return Err(misuse("setmetatable: `__gc` is not available to plugins"));
-        }
-        stock.call::<Table>((table, metatable))
-    })?;
-    env.raw_set("setmetatable", guarded)?;
-
-    let log = install_log(lua, &bundle.bundle.name)?;
-    env.raw_set("print", log.raw_get::<Function>("info")?)?;
     let loaded = lua.create_table()?;
-    loaded.raw_set("streamgate.log", log)?;
-    loaded.raw_set("streamgate.time", install_time(lua, time.clone())?)?;
-    let (modules, module_env) = (Rc::clone(bundle), env.clone());
+    let (modules, module_env, author) = (Rc::clone(modules), env.clone(), Rc::clone(author));
+    let print: Function = modules::install(lua, &author, "streamgate.log")?
+        .and_then(|it| it.raw_get("info").ok())
+        .expect("the log is a module and has this function");
+    env.raw_set("print", print)?;
     let require = lua.create_function(move |lua, name: LuaString| {
         let name = name.to_str()?.to_owned();
         let present: Value = loaded.raw_get(name.as_str())?;
         if !present.is_nil() {
             return Ok(present);
         }
-        let (path, text) = modules.find(&name)?;
-        let value: Value = chunk(lua, &path, &text, &module_env)?.call(name.as_str())?;
+        let value = match modules::install(lua, &author, &name)? {
+            Some(module) => Value::Table(module),
+            None => {
+                let (path, text) = modules.find(&name)?;
+                chunk(lua, &path, &text, &module_env)?.call(name.as_str())?
+            }
+        };
         let value = if value.is_nil() { Value::Boolean(true) } else { value };
         loaded.raw_set(name.as_str(), &value)?;
         Ok(value)
@@ -128,8 +106,7 @@ impl Modules {
         if let Some(file) = self.bundle.files.get(&format!("{name}.lua")) {
             return Ok((file.path.display().to_string(), file.text.clone()));
         }
-        let known: Vec<&str> =
-            LIBRARY.iter().map(|(it, _)| *it).chain(["streamgate.log", "streamgate.time"]).collect();
+        let known: Vec<&str> = LIBRARY.iter().map(|(it, _)| *it).chain(modules::names()).collect();
         Err(misuse(format!(
             "require: no module {name:?}; there are {}, and the files of the plugin's own folder",
             known.join(", ")
@@ -137,13 +114,11 @@ impl Modules {
     }
 }
 
-fn library(lua: &Lua, name: &str, absent: &[&str]) -> mlua::Result<Table> {
+fn copy(lua: &Lua, library: &Table) -> mlua::Result<Table> {
     let copy = lua.create_table()?;
-    for pair in lua.globals().raw_get::<Table>(name)?.pairs::<LuaString, Value>() {
+    for pair in library.pairs::<Value, Value>() {
         let (key, value) = pair?;
-        if !absent.contains(&&*key.to_str()?) {
-            copy.raw_set(key, value)?;
-        }
+        copy.raw_set(key, value)?;
     }
     Ok(copy)
 }

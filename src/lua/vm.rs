@@ -1,13 +1,22 @@
 //! One VM of one worker, and the plugins in it.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use mlua::{AnyUserData, Function, Lua, Table, Value};
+use mlua::ffi::lua_State;
+use mlua::{AnyUserData, FromLuaMulti, Function, IntoLuaMulti, Lua, Table, Value};
 
-use crate::lua::api::{CHOICE, Live, Misuse, RequestHandle, ResponseHandle, Slot, Time, UpstreamHandle};
+use crate::lua::api::{
+    Author, CHOICE, Live, Misuse, RequestHandle, ResponseHandle, SessionHandle, Slot, UpstreamHandle,
+};
+use crate::lua::budget::{Budget, Entered, SPENT};
 use crate::lua::bundle::Bundle;
+use crate::lua::kit::{Hosts, Kit};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
     Answer, Decision, Exchange, Failure, FailureKind, Phase, Phases, Policy, Schema, Settings,
@@ -17,34 +26,76 @@ use crate::rejection::Declared;
 /// A VM. Its handles are made once and pointed at one request after the other.
 pub(crate) struct Vm {
     pub(super) lua: Lua,
-    pub(super) time: Time,
+    pub(super) kit: Rc<Kit>,
+    prelude: Table,
+    /// Runs a function in a coroutine that the budget knows.
+    driver: Function,
+    /// The coroutine of calls that do not wait.
+    main: *mut lua_State,
+    limit: Duration,
     slot: Slot,
     request: AnyUserData,
     upstream: AnyUserData,
     response: AnyUserData,
-    /// It ran out of memory: what its scripts left behind cannot be trusted.
+    session: AnyUserData,
+    /// It ran out of memory or time: what its scripts left behind cannot be trusted.
     spent: Cell<bool>,
 }
 
 /// One instance of a plugin in a VM.
 pub(crate) struct Instance {
     vm: Rc<Vm>,
+    author: Rc<Author>,
     functions: [Option<Function>; Phase::ALL.len()],
     phases: Phases,
-    conf: Table,
+    conf: Value,
     codes: Rc<[Arc<Declared>]>,
 }
 
+/// A call that may wait. Its budget runs whenever it is polled.
+pub(crate) struct Call<R> {
+    /// None once it is done.
+    call: Option<Pin<Box<dyn Future<Output = mlua::Result<R>>>>>,
+    budget: Budget,
+    limit: Duration,
+    /// The coroutine in which it is; none before it has begun.
+    state: *mut lua_State,
+}
+
+/// A phase that waits.
+struct Waiting<'a> {
+    instance: &'a Instance,
+    phase: Phase,
+    exchange: &'a mut Exchange,
+    call: Call<Value>,
+    decision: Option<Decision>,
+}
+
+/// What a plugin may take while it is loaded: its tables may be large, and nobody waits.
+const LOADING: Duration = Duration::from_secs(2);
+
+/// The functions of a plugin that run while it is loaded.
+const CONFIGURE: &str = "configure";
+const SELF_TEST: &str = "self_test";
+
 impl Vm {
-    pub(super) fn new(memory: usize, time: Time) -> mlua::Result<Rc<Vm>> {
-        let lua = sandbox::vm(memory)?;
+    /// A VM in which a call may take `limit` of CPU time.
+    pub(super) fn new(memory: usize, limit: Duration, kit: Rc<Kit>) -> mlua::Result<Rc<Vm>> {
+        let (lua, prelude) = sandbox::vm(memory, &kit.budget)?;
         let slot: Slot = Rc::new(RefCell::new(None));
+        let driver: Function = prelude.raw_get("phase")?;
+        kit.drive(&lua, driver.clone(), limit);
         Ok(Rc::new(Vm {
+            driver,
+            prelude,
+            main: lua.current_thread().state(),
+            limit,
             request: lua.create_userdata(RequestHandle(Rc::clone(&slot)))?,
             upstream: lua.create_userdata(UpstreamHandle(Rc::clone(&slot)))?,
             response: lua.create_userdata(ResponseHandle(Rc::clone(&slot)))?,
+            session: lua.create_userdata(SessionHandle(Rc::clone(&slot)))?,
             lua,
-            time,
+            kit,
             slot,
             spent: Cell::new(false),
         }))
@@ -59,26 +110,139 @@ impl Vm {
     pub(crate) fn memory(&self) -> usize {
         self.lua.used_memory()
     }
+
+    /// The globals of a plugin.
+    pub(super) fn environment(
+        &self,
+        author: &Rc<Author>,
+        modules: &Rc<sandbox::Modules>,
+    ) -> mlua::Result<Table> {
+        sandbox::environment(&self.lua, &self.prelude, author, modules)
+    }
+
+    /// One instance of a plugin, as its modules see it.
+    pub(super) fn author(&self, plugin: &str, hosts: Hosts) -> Rc<Author> {
+        Author::new(plugin, &self.slot, &self.kit, hosts)
+    }
+
+    /// Runs Lua code that does not wait, within a budget.
+    pub(super) fn guarded<R>(
+        &self,
+        limit: Duration,
+        run: impl FnOnce() -> mlua::Result<R>,
+    ) -> Result<R, Failure> {
+        let entered = self.kit.budget.enter(self.main, limit);
+        let result = run();
+        self.judged(&entered, result)
+    }
+
+    /// What a call gave, or why it gave nothing. A VM whose script was stopped is not used again.
+    fn judged<R>(&self, entered: &Entered<'_>, result: mlua::Result<R>) -> Result<R, Failure> {
+        if entered.is_spent() {
+            self.spent.set(true);
+            let detail = result.err().map_or_else(|| SPENT.to_owned(), |it| describe(&it).detail);
+            return Err(Failure { kind: FailureKind::Time, detail });
+        }
+        result.map_err(|it| {
+            let failure = describe(&it);
+            if failure.kind == FailureKind::Memory {
+                self.spent.set(true);
+            }
+            failure
+        })
+    }
+
+    /// Calls a function that may wait.
+    pub(super) fn call<R: FromLuaMulti + 'static>(
+        &self,
+        function: &Function,
+        args: impl IntoLuaMulti,
+    ) -> Call<R> {
+        Call::new(&self.driver, self.kit.budget.clone(), self.limit, &self.lua, function, args)
+    }
+}
+
+impl<R: FromLuaMulti + 'static> Call<R> {
+    /// `driver` is the function `phase` of the prelude.
+    pub(super) fn new(
+        driver: &Function,
+        budget: Budget,
+        limit: Duration,
+        lua: &Lua,
+        function: &Function,
+        args: impl IntoLuaMulti,
+    ) -> Call<R> {
+        let args = args.into_lua_multi(lua).map(|mut args| {
+            args.push_front(Value::Function(function.clone()));
+            args
+        });
+        // Arguments that cannot be made are an error of the call, which says so when it is polled.
+        let call = driver.call_async::<R>(args.unwrap_or_default());
+        Call { call: Some(Box::pin(call)), budget, limit, state: std::ptr::null_mut() }
+    }
+
+    /// Lets it run until it waits; whether it was stopped because its time was up goes beside what it gave.
+    fn advance(&mut self, cx: &mut Context<'_>, vm: Option<&Vm>) -> Poll<Result<R, Failure>> {
+        let Some(call) = &mut self.call else { return Poll::Pending };
+        let entered = self.budget.enter(self.state, self.limit);
+        let polled = call.as_mut().poll(cx);
+        self.state = entered.state();
+        let result = match polled {
+            Poll::Pending if !entered.is_spent() => return Poll::Pending,
+            Poll::Pending => Err(mlua::Error::runtime(SPENT)),
+            Poll::Ready(result) => result,
+        };
+        let result = match vm {
+            Some(vm) => vm.judged(&entered, result),
+            None => result.map_err(|it| describe(&it)),
+        };
+        self.call = None;
+        Poll::Ready(result)
+    }
+}
+
+impl<R: FromLuaMulti + 'static> Future for Call<R> {
+    type Output = mlua::Result<R>;
+
+    /// For a call within a call: the outer one judges.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<mlua::Result<R>> {
+        let polled = self.advance(cx, None);
+        polled.map(|it| it.map_err(|it| mlua::Error::runtime(it.detail)))
+    }
+}
+
+impl<R> Unpin for Call<R> {}
+
+impl<R> Drop for Call<R> {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            // A coroutine that is given up has its `<close>` variables closed, by code of the script.
+            let entered = self.budget.enter(self.state, self.limit);
+            drop(call);
+            drop(entered);
+        }
+    }
 }
 
 impl Instance {
-    /// Runs `plugin.lua` once and finds its phase functions.
+    /// Runs `plugin.lua` once, finds its phase functions, and lets it configure and test itself.
     pub(super) fn new(
         vm: &Rc<Vm>,
         bundle: &Arc<Bundle>,
         schema: &Schema,
         settings: &Settings,
-    ) -> Result<Instance, String> {
+    ) -> Result<Rc<Instance>, String> {
         let modules = Rc::new(sandbox::Modules { bundle: Arc::clone(bundle), extra: Vec::new() });
+        let author = vm.author(&bundle.name, Hosts::of_settings(settings));
         let file = bundle.file("plugin.lua");
         let path = file.path.display().to_string();
         let make = || -> mlua::Result<(Value, Table)> {
-            let env = sandbox::environment(&vm.lua, &modules, &vm.time)?;
+            let env = vm.environment(&author, &modules)?;
             let module =
                 sandbox::chunk(&vm.lua, &path, &file.text, &env)?.call::<Value>(bundle.name.as_str())?;
             Ok((module, convert::settings(&vm.lua, settings)?))
         };
-        let (module, conf) = make().map_err(|it| describe(&it).detail)?;
+        let (module, conf) = vm.guarded(LOADING, make).map_err(|it| it.detail)?;
         let Value::Table(module) = module else {
             return Err(format!(
                 "{path}: returned {}, expected the table of its phase functions",
@@ -86,17 +250,24 @@ impl Instance {
             ));
         };
         let mut functions: [Option<Function>; Phase::ALL.len()] = Default::default();
+        let mut configure = None;
+        let mut self_test = None;
         for pair in module.pairs::<Value, Value>() {
             let (key, value) = pair.map_err(|it| it.to_string())?;
             let name = key.as_string().map(mlua::LuaString::to_string_lossy).unwrap_or_default();
-            let (Some(phase), Value::Function(function)) = (Phase::find(&name), &value) else {
-                let phases: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
-                return Err(format!(
-                    "{path}: the table has {name:?}, which is not a phase function; phases are {}",
-                    phases.join(", ")
-                ));
-            };
-            functions[phase as usize] = Some(function.clone());
+            let function = value.as_function().cloned();
+            match (name.as_str(), Phase::find(&name), function) {
+                (CONFIGURE, _, Some(function)) => configure = Some(function),
+                (SELF_TEST, _, Some(function)) => self_test = Some(function),
+                (_, Some(phase), Some(function)) => functions[phase as usize] = Some(function),
+                _ => {
+                    let phases: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
+                    return Err(format!(
+                        "{path}: the table has {name:?}, which is not a phase function; phases are {}, {CONFIGURE}, {SELF_TEST}",
+                        phases.join(", ")
+                    ));
+                }
+            }
         }
         for phase in Phase::ALL {
             match (functions[phase as usize].is_some(), schema.phases.contains(phase)) {
@@ -113,53 +284,150 @@ impl Instance {
                 _ => {}
             }
         }
+        let conf = vm
+            .guarded(LOADING, || {
+                let mut conf = Value::Table(conf);
+                if let Some(configure) = configure {
+                    match configure.call::<Value>(&conf)? {
+                        Value::Nil => {}
+                        other => conf = other,
+                    }
+                }
+                if let Some(self_test) = self_test {
+                    self_test.call::<()>(&conf)?;
+                }
+                Ok(conf)
+            })
+            .map_err(|it| it.detail)?;
         let codes = schema.rejections.clone().into();
-        Ok(Instance { vm: Rc::clone(vm), functions, phases: schema.phases, conf, codes })
+        Ok(Rc::new(Instance { vm: Rc::clone(vm), author, functions, phases: schema.phases, conf, codes }))
     }
 
     fn run(&self, phase: Phase, exchange: &mut Exchange) -> Result<Decision, Failure> {
         let Some(function) = &self.functions[phase as usize] else { return Ok(Decision::Continue) };
         let vm = &self.vm;
-        let live =
-            Live { phase, exchange: std::mem::take(exchange), decision: None, codes: Rc::clone(&self.codes) };
-        *vm.slot.borrow_mut() = Some(live);
-        let result: mlua::Result<Value> = match phase {
-            Phase::UpstreamRequest => function.call((&vm.request, &vm.upstream, &self.conf)),
-            Phase::ResponseHeaders | Phase::Log => function.call((&vm.request, &vm.response, &self.conf)),
-            _ => function.call((&vm.request, &self.conf)),
-        };
-        let live =
-            vm.slot.borrow_mut().take().expect("the phase that was begun has not been ended by anyone else");
+        *vm.slot.borrow_mut() = Some(self.live(phase, exchange, None));
+        let result = vm.guarded(vm.limit, || match phase {
+            Phase::Init => function.call::<Value>(&self.conf),
+            phase => match self.second(phase) {
+                Some(second) => function.call((&vm.request, second, &self.conf)),
+                None => function.call((&vm.request, &self.conf)),
+            },
+        });
+        let live = vm.slot.borrow_mut().take().expect("nobody but its phase takes it out");
         *exchange = live.exchange;
-        let contract = |detail: String| Failure { kind: FailureKind::Contract, detail };
-        match (result, live.decision) {
-            (Ok(Value::Nil), None) => Ok(Decision::Continue),
-            (Ok(value), Some(decision)) if value == CHOICE => Ok(decision),
-            (Ok(_), Some(_)) => Err(contract(format!(
-                "{phase} did not return what request:reject or request:respond gave: write `return request:…`"
-            ))),
-            (Ok(value), None) => Err(contract(format!(
-                "{phase} returned a {}; return nothing, or what request:reject or request:respond gives",
-                value.type_name()
-            ))),
-            (Err(error), _) => {
-                let failure = describe(&error);
-                if failure.kind == FailureKind::Memory {
-                    vm.spent.set(true);
-                }
-                Err(failure)
+        verdict(phase, result, live.decision)
+    }
+
+    fn begin<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange, function: &Function) -> Waiting<'a> {
+        let vm = &self.vm;
+        let call = match phase {
+            Phase::Init => vm.call(function, &self.conf),
+            phase => match self.second(phase) {
+                Some(second) => vm.call(function, (&vm.request, second, &self.conf)),
+                None => vm.call(function, (&vm.request, &self.conf)),
+            },
+        };
+        Waiting { instance: self, phase, exchange, call, decision: None }
+    }
+
+    /// The second argument of a phase, where it has one.
+    fn second(&self, phase: Phase) -> Option<&AnyUserData> {
+        match phase {
+            Phase::UpstreamRequest => Some(&self.vm.upstream),
+            Phase::ResponseHeaders | Phase::Log => Some(&self.vm.response),
+            it if it.is_of_session() => Some(&self.vm.session),
+            _ => None,
+        }
+    }
+
+    fn live(&self, phase: Phase, exchange: &mut Exchange, decision: Option<Decision>) -> Live {
+        Live { phase, exchange: std::mem::take(exchange), decision, codes: Rc::clone(&self.codes) }
+    }
+
+    /// Runs one of its timers, or its `init`: what goes wrong is logged.
+    async fn run_beside(&self, function: &Function) -> Result<(), Failure> {
+        let mut nothing = Exchange::default();
+        self.begin(Phase::Init, &mut nothing, function).await.map(|_| ())
+    }
+
+    /// The name of its plugin.
+    pub(super) fn plugin(&self) -> &Rc<str> {
+        &self.author.plugin
+    }
+
+    /// Runs `init`, if it has one.
+    pub(super) async fn init(&self) -> Result<(), Failure> {
+        match &self.functions[Phase::Init as usize] {
+            Some(function) => self.run_beside(function).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What `init` wants to be done again and again.
+    pub(super) fn timers(&self) -> Vec<(Duration, bool, Function)> {
+        self.author.timers.borrow().iter().map(|it| (it.every, it.once, it.run.clone())).collect()
+    }
+
+    /// Runs a timer once.
+    pub(super) async fn run_timer(&self, function: &Function) -> Result<(), Failure> {
+        self.run_beside(function).await
+    }
+}
+
+impl Future for Waiting<'_> {
+    type Output = Result<Decision, Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let vm = &this.instance.vm;
+        let live = this.instance.live(this.phase, this.exchange, this.decision.take());
+        let outer = vm.slot.replace(Some(live));
+        let polled = this.call.advance(cx, Some(vm));
+        let live = vm.slot.replace(outer).expect("nobody but its phase takes it out");
+        *this.exchange = live.exchange;
+        match polled {
+            Poll::Pending => {
+                this.decision = live.decision;
+                Poll::Pending
             }
+            Poll::Ready(result) => Poll::Ready(verdict(this.phase, result, live.decision)),
         }
     }
 }
 
-impl Policy for Instance {
+/// What a phase function's return value means.
+fn verdict(
+    phase: Phase,
+    result: Result<Value, Failure>,
+    decision: Option<Decision>,
+) -> Result<Decision, Failure> {
+    let contract = |detail: String| Failure { kind: FailureKind::Contract, detail };
+    match (result?, decision) {
+        (value, Some(decision)) if value == CHOICE => Ok(decision),
+        (_, Some(_)) => Err(contract(format!(
+            "{phase} did not return what request:reject or request:respond gave: write `return request:…`"
+        ))),
+        (Value::Nil, None) => Ok(Decision::Continue),
+        (value, None) => Err(contract(format!(
+            "{phase} returned a {}; return nothing, or what request:reject or request:respond gives",
+            value.type_name()
+        ))),
+    }
+}
+
+impl Policy for Rc<Instance> {
     fn phases(&self) -> Phases {
         self.phases
     }
 
     fn call<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange) -> Answer<'a> {
-        Answer::Now(self.run(phase, exchange))
+        match &self.functions[phase as usize] {
+            Some(function) if phase.may_wait() && self.author.may_have_to_wait() => {
+                Answer::Later(Box::pin(self.begin(phase, exchange, function)))
+            }
+            _ => Answer::Now(self.run(phase, exchange)),
+        }
     }
 }
 

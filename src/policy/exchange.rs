@@ -1,13 +1,14 @@
 //! One request and its response, as plugins see them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::policy::{Offer, Principal};
 
 /// One request and its response: what the browser said, what was found out, what goes upstream, what comes back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Exchange {
     /// Identifies the request in logs and error bodies.
     pub id: String,
@@ -33,6 +34,8 @@ pub struct Exchange {
     pub principal: Option<Principal>,
     /// The function that a plugin chose, before the browser's own choice.
     pub function: Option<String>,
+    /// The version of that function.
+    pub version: Option<String>,
     /// What plugins tell each other.
     pub vars: Vec<(String, serde_json::Value)>,
     /// The headers that go upstream, from `upstream_request` on.
@@ -41,10 +44,29 @@ pub struct Exchange {
     pub response: ResponseHead,
     /// The code of the rejection, when the request was not served.
     pub code: Option<String>,
+    /// The session, in the phases of one; only its id from `upstream_request` on.
+    pub session: SessionFacts,
+    /// In the phases of a session: the steps of the chain whose conditions its request did not meet, a bit each.
+    pub unmet: Option<u64>,
+}
+
+/// What plugins are told about a session.
+#[derive(Clone, Debug, Default)]
+pub struct SessionFacts {
+    /// A name of it that lets nobody in, and that stays when its browser comes back.
+    pub id: Option<String>,
+    /// How long it has been open.
+    pub age: Duration,
+    /// Why it was parked or has ended, or how its browser came back; empty otherwise.
+    pub cause: &'static str,
+    /// Bytes from the browser.
+    pub received: u64,
+    /// Bytes to the browser.
+    pub sent: u64,
 }
 
 /// A response head on its way to the browser.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ResponseHead {
     /// The status; zero before there is a response.
     pub status: StatusCode,
@@ -69,10 +91,13 @@ impl Default for Exchange {
             route: String::new(),
             principal: None,
             function: None,
+            version: None,
             vars: Vec::new(),
             upstream: HeaderMap::new(),
             response: ResponseHead::default(),
             code: None,
+            session: SessionFacts::default(),
+            unmet: None,
         }
     }
 }
@@ -105,6 +130,12 @@ impl Exchange {
             .filter_map(|it| it.trim().split_once('='))
             .find(|(key, _)| *key == name)
             .map(|(_, value)| value)
+    }
+
+    /// The first value of a parameter of the query, without its escapes.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        let pairs = url::form_urlencoded::parse(self.query.as_deref().unwrap_or_default().as_bytes());
+        pairs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     }
 
     /// Whether this is a CORS preflight, which a browser sends without credentials (Fetch, 3.2.2).

@@ -30,7 +30,10 @@ impl Functions {
     /// the default. The principal's own list of functions, where it has one, replaces the configuration's.
     pub fn choose(&self, exchange: &Exchange) -> Result<Function, Code> {
         let asked = match &exchange.function {
-            Some(id) => return Ok(self.with_version(id)), // a plugin is the operator's word
+            Some(id) => {
+                let chosen = self.with_version(id); // a plugin is the operator's word
+                return Ok(Function { version: exchange.version.clone().or(chosen.version), ..chosen });
+            }
             None => asked(exchange)?,
         };
         let allowed = exchange.principal.as_ref().and_then(|it| it.functions.as_ref());

@@ -1,8 +1,12 @@
 //! The contract of a plugin: its phases, its settings, the codes it may reject with.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::IpNet;
 
 use crate::config::{Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value};
 use crate::policy::{OnError, Phases, Tokens};
@@ -16,6 +20,8 @@ pub struct Schema {
     pub summary: String,
     /// When it wants to be asked.
     pub phases: Phases,
+    /// Whether it finds out who is asking: not all do that are asked in `authenticate`.
+    pub authenticates: bool,
     /// What becomes of a request when it fails, unless the chain says otherwise.
     pub on_error: OnError,
     /// Its settings.
@@ -39,6 +45,10 @@ pub struct Field {
     pub default: Option<Node>,
     /// A setting of the gateway that holds when it is not written.
     pub inherit: Option<String>,
+    /// The least that may be written: a number, or the seconds or bytes of a duration or a size.
+    pub min: Option<f64>,
+    /// The most that may be written.
+    pub max: Option<f64>,
     /// What it does.
     pub doc: String,
 }
@@ -68,6 +78,12 @@ pub enum Kind {
     Secret,
     /// `file:PATH` of a token file.
     TokenFile,
+    /// An absolute `http` or `https` URL, whose host the plugin may reach.
+    Url,
+    /// A header's name.
+    Header,
+    /// An address or a network.
+    Cidr,
 }
 
 /// A checked value.
@@ -89,6 +105,8 @@ pub enum Setting {
     Secret(Secret),
     /// The principals of a token file.
     Tokens(Arc<Tokens>),
+    /// A URL.
+    Url(String),
 }
 
 /// All settings of one instance of a plugin.
@@ -131,7 +149,13 @@ impl Schema {
             let written = written.iter().find(|it| it.key == field.name).map(|it| &it.node);
             match (written.or(field.default.as_ref()), &field.inherit) {
                 (Some(node), _) => match field.kind.read(&field.name, node, from) {
-                    Ok(value) => settings.push((field.name.clone(), value)),
+                    Ok(value) => match field.out_of_range(&value) {
+                        None => settings.push((field.name.clone(), value)),
+                        Some(message) => {
+                            let subject = format!("{} = {}", field.name, node.value.shown());
+                            problems.push(Problem::new(node.place.clone(), subject, message));
+                        }
+                    },
                     Err(more) => problems.extend(more),
                 },
                 (None, Some(inherit)) => {
@@ -147,6 +171,27 @@ impl Schema {
             }
         }
         problems.into_result().map(|()| Settings(settings))
+    }
+}
+
+impl Field {
+    /// What is wrong with a value that is too small or too large.
+    fn out_of_range(&self, value: &Setting) -> Option<String> {
+        let number = match value {
+            Setting::Integer(it) => *it as f64,
+            Setting::Number(it) => *it,
+            _ => return None,
+        };
+        let unit = match self.kind {
+            Kind::Duration => " seconds",
+            Kind::Size => " bytes",
+            _ => "",
+        };
+        match (self.min.filter(|it| number < *it), self.max.filter(|it| number > *it)) {
+            (Some(min), _) => Some(format!("expected at least {min}{unit}")),
+            (_, Some(max)) => Some(format!("expected at most {max}{unit}")),
+            _ => None,
+        }
     }
 }
 
@@ -177,6 +222,9 @@ impl Kind {
             "map" => Kind::Map(Box::new(of.unwrap_or(Kind::Text))),
             "secret" => Kind::Secret,
             "token-file" => Kind::TokenFile,
+            "url" => Kind::Url,
+            "header" => Kind::Header,
+            "cidr" => Kind::Cidr,
             _ => return None,
         })
     }
@@ -197,6 +245,9 @@ impl Kind {
             Kind::Map(of) => format!("map to {}", of.name()),
             Kind::Secret => "secret".into(),
             Kind::TokenFile => "token file".into(),
+            Kind::Url => "URL".into(),
+            Kind::Header => "header name".into(),
+            Kind::Cidr => "address or network".into(),
         }
     }
 
@@ -208,6 +259,9 @@ impl Kind {
             | (Kind::Boolean, Value::Boolean(_)) => true,
             (Kind::Number, Value::Integer(_) | Value::Float(_)) => true,
             (Kind::Choice(choices), Value::Text(it)) => choices.contains(it),
+            (Kind::Url, Value::Text(it)) => url(it).is_ok(),
+            (Kind::Header, Value::Text(it)) => HeaderName::from_bytes(it.as_bytes()).is_ok(),
+            (Kind::Cidr, Value::Text(it)) => network(it).is_some(),
             (Kind::Duration, value) => Duration::parse(value).is_ok(),
             (Kind::Size, value) => Size::parse(value).is_ok(),
             (Kind::List(of), Value::List(items)) => items.iter().all(|it| of.check_default(it).is_ok()),
@@ -233,6 +287,18 @@ impl Kind {
             (Kind::Number, Value::Integer(it)) => Setting::Number(*it as f64),
             (Kind::Number, Value::Float(it)) => Setting::Number(*it),
             (Kind::Boolean, Value::Boolean(it)) => Setting::Boolean(*it),
+            (Kind::Url, Value::Text(it)) => {
+                url(it).map_err(fail)?;
+                Setting::Url(it.clone())
+            }
+            (Kind::Header, Value::Text(it)) => match HeaderName::from_bytes(it.as_bytes()) {
+                Ok(name) => Setting::Text(name.as_str().to_owned()),
+                Err(_) => return Err(fail("not a header's name".into())),
+            },
+            (Kind::Cidr, Value::Text(it)) if network(it).is_some() => Setting::Text(it.clone()),
+            (Kind::Cidr, Value::Text(_)) => {
+                return Err(fail("neither an address nor a network, such as \"10.0.0.0/8\"".into()));
+            }
             (Kind::Duration, value) => Setting::Number(Duration::parse(value).map_err(fail)?.as_secs_f64()),
             (Kind::Size, value) => {
                 Setting::Integer(i64::try_from(Size::parse(value).map_err(fail)?.0).unwrap_or(i64::MAX))
@@ -259,6 +325,33 @@ impl Kind {
             },
             (kind, value) => return Err(fail(format!("expected a {}, not {}", kind.name(), value.kind()))),
         })
+    }
+}
+
+/// Checks a URL that a plugin may reach.
+fn url(text: &str) -> Result<(), String> {
+    let parsed = url::Url::parse(text).map_err(|it| format!("not a URL: {it}"))?;
+    if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
+        return Err("expected a URL that begins with `https://` or `http://` and a host".into());
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err("a URL has no user name and no password; give them by settings of their own".into());
+    }
+    Ok(())
+}
+
+/// An address or a network; IPv4 ones in their own form also when they are written as IPv6.
+pub(crate) fn network(text: &str) -> Option<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical().into());
+    }
+    let network = text.parse::<IpNet>().ok()?;
+    match network {
+        IpNet::V6(it) if it.prefix_len() >= 96 => match it.addr().to_canonical() {
+            IpAddr::V4(address) => IpNet::new(address.into(), it.prefix_len() - 96).ok(),
+            IpAddr::V6(_) => Some(network),
+        },
+        _ => Some(network),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
@@ -13,6 +15,7 @@ use prometheus::{
 use crate::clock::Clock;
 use crate::policy::{Outcome, Phase, Watch};
 use crate::session::Leg;
+use crate::telemetry::meters::Declared;
 
 /// All metrics of one process (or of one test). Cloning shares them.
 #[derive(Clone)]
@@ -51,6 +54,8 @@ pub(crate) struct Metrics {
     connections: IntGauge,
     connections_refused: IntCounter,
     access_lines_dropped: IntCounter,
+    /// What plugins have declared.
+    declared: Declared,
     pub(crate) streaming: Streaming,
 }
 
@@ -262,6 +267,7 @@ impl Metrics {
                 "streamgate_connections_refused_total",
                 "Browser connections closed at once because there were too many.",
             ),
+            declared: Declared::default(),
             access_lines_dropped: counter(
                 r,
                 "streamgate_access_lines_dropped_total",
@@ -280,6 +286,14 @@ impl Metrics {
     }
 
     /// All metrics in Prometheus' text format.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
     pub(crate) fn render(&self) -> String {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("memory takes every write");
@@ -551,6 +565,10 @@ impl Plugins {
 
 impl Watch for Plugins {
     type Started = Instant;
+
+    fn elapsed(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(self.clock.sleep(time))
+    }
 
     fn before(&self) -> Instant {
         self.clock.now()

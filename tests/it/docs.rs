@@ -41,6 +41,8 @@ fn check(path: &Path, text: &str) -> Result<(), String> {
         ("NVCF_SERVER", "grpc.nvcf.example"),
         ("COOKIE_KEY", COOKIE_KEY),
         ("DIRECTORY_URL", "redis://redis.example:6379/0"),
+        ("OIDC_SECRET", "the-secret-of-the-client"),
+        ("OIDC_COOKIE_KEY", COOKIE_KEY),
     ]
     .into_iter()
     .collect();

@@ -13,6 +13,7 @@ mod docker;
 mod docs;
 mod frontdoor;
 mod handshake;
+mod hostile;
 mod http;
 mod plugins;
 mod reload;

@@ -137,7 +137,7 @@ async fn what_a_plugin_may_not_do_fails_closed() {
             "a rejection of a response",
             "response_headers",
             "return request:reject \"auth.missing_token\"",
-            "request:reject can be called in on_request, authenticate, authorize, upstream_request, session_tick, not in response_headers",
+            "request:reject can be called in on_request, authenticate, authorize, select, upstream_request, session_tick, not in response_headers",
         ),
         (
             "a principal without id",
@@ -345,7 +345,7 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &good,
         "return { authentikate = function() end }",
         "\"odd\"",
-        &["\"authentikate\", which is not a phase function; phases are on_request"],
+        &["\"authentikate\", which is not a phase function; phases are init, on_request"],
     );
     check(
         &good,
@@ -379,7 +379,7 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &good,
         plugin,
         "\"odd\", \"nowhere\"",
-        &["streamgate.toml:", "no such plugin: searched", "bearer-auth, cors, inject-headers"],
+        &["streamgate.toml:", "no such plugin: searched", "the built-in ones ("],
     );
     check(
         &good,
@@ -398,7 +398,7 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &schema("on_request"),
         "return { on_request = function() end }",
         "{ plugin = \"odd\", on_error = \"never\" }",
-        &["on_error = \"never\"", "expected \"reject\" or \"skip\""],
+        &["on_error = \"never\"", "expected \"reject\", \"skip\" or \"close\""],
     );
     check(&good, plugin, "{ plugin = \"bearer-auth\" }", &["tokens", "missing: TOML file"]);
     check(

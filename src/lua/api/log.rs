@@ -1,77 +1,58 @@
 //! `log`: the gateway's log, for plugins.
 
-use mlua::{Lua, Table, Value};
+use std::rc::Rc;
 
-use crate::lua::api::Function;
-use crate::policy::{Phase, Phases};
+use mlua::{Lua, Value};
 
-macro_rules! level {
-    ($name:literal, $doc:literal) => {
-        Function {
-            handle: "log",
-            name: $name,
-            params: &[("message", "any")],
-            result: "nil",
-            phases: Phases::of(&Phase::ALL),
-            doc: $doc,
-            example: concat!("log.", $name, "(\"seen \" .. request:id())"),
-        }
-    };
-}
+use crate::lua::api::{Author, module};
 
-pub(super) static FUNCTIONS: &[Function] = &[
-    level!("error", " Something is wrong and needs an operator. Never log a token."),
-    level!("warn", " Something is odd."),
-    level!("info", " Something happened."),
-    level!("debug", " Something for whoever looks for a fault; not shown by default."),
-];
+module! {
+    "log" "The gateway's log. Each line carries the plugin's name.";
 
-/// Longest line in bytes; the rest is cut.
-const LONGEST: usize = 2048;
-
-/// The module for one plugin.
-pub(crate) fn install(lua: &Lua, plugin: &str) -> mlua::Result<Table> {
-    let module = lua.create_table()?;
-    let add = |name: &str, write: fn(&str, &str)| {
-        let plugin = plugin.to_owned();
-        let function = lua.create_function(move |_, value: Value| {
-            write(&plugin, &line(&value));
-            Ok(())
-        })?;
-        module.raw_set(name, function)
-    };
-    add(
-        "error",
-        |plugin, says| tracing::error!(target: "streamgate::plugin", plugin, says, "A plugin speaks."),
-    )?;
-    add(
-        "warn",
-        |plugin, says| tracing::warn!(target: "streamgate::plugin", plugin, says, "A plugin speaks."),
-    )?;
-    add(
-        "info",
-        |plugin, says| tracing::info!(target: "streamgate::plugin", plugin, says, "A plugin speaks."),
-    )?;
-    add(
-        "debug",
-        |plugin, says| tracing::debug!(target: "streamgate::plugin", plugin, says, "A plugin speaks."),
-    )?;
-    Ok(module)
-}
-
-/// A value as one line of bounded length. A table's `__tostring` is not run.
-fn line(value: &Value) -> String {
-    let text = match value {
-        Value::String(it) => it.to_string_lossy(),
-        Value::Nil => "nil".to_owned(),
-        Value::Boolean(it) => it.to_string(),
-        Value::Integer(it) => it.to_string(),
-        Value::Number(it) => it.to_string(),
-        other => other.type_name().to_owned(),
-    };
-    let mut end = text.len().min(LONGEST);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+    /// Writes an error: somebody must look at it.
+    #[example("log.error(\"the service is gone: \" .. reason)")]
+    now fn error(lua, author, message: Value) -> ((), "nil") {
+        write(lua, author, "error", &message)
     }
-    text[..end].to_owned()
+
+    /// Writes a warning.
+    #[example("log.warn \"no tenant, so the default one\"")]
+    now fn warn(lua, author, message: Value) -> ((), "nil") {
+        write(lua, author, "warn", &message)
+    }
+
+    /// Writes what an operator may want to know. `print` does the same.
+    #[example("log.info(\"seen \" .. request:id())")]
+    now fn info(lua, author, message: Value) -> ((), "nil") {
+        write(lua, author, "info", &message)
+    }
+
+    /// Writes what helps to find a mistake.
+    #[example("log.debug(request:path())")]
+    now fn debug(lua, author, message: Value) -> ((), "nil") {
+        write(lua, author, "debug", &message)
+    }
+}
+
+/// Most of a message in bytes.
+const LONGEST: usize = 4096;
+
+fn write(lua: &Lua, author: &Rc<Author>, level: &'static str, message: &Value) -> mlua::Result<()> {
+    let text = match lua.coerce_string(message.clone())? {
+        Some(text) => text.to_string_lossy(),
+        None => message.to_string()?,
+    };
+    let text: String = text.chars().take(LONGEST).collect();
+    if let Some(notes) = &author.kit.logged {
+        notes.borrow_mut().push((level, text));
+        return Ok(());
+    }
+    let plugin = &*author.plugin;
+    match level {
+        "error" => tracing::error!(plugin, message = text),
+        "warn" => tracing::warn!(plugin, message = text),
+        "info" => tracing::info!(plugin, message = text),
+        _ => tracing::debug!(plugin, message = text),
+    }
+    Ok(())
 }

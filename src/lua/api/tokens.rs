@@ -4,38 +4,35 @@ use std::sync::Arc;
 
 use mlua::{LuaString, UserData, UserDataMethods, Value};
 
-use crate::lua::api::Function;
+use crate::lua::api::{Function, Place};
 use crate::lua::convert;
-use crate::policy::{Phase, Phases, Principal, Tokens};
+use crate::policy::{Principal, Tokens};
 
 /// The principals of a token file.
 pub(crate) struct TokensHandle(pub(crate) Arc<Tokens>);
 
 pub(super) static FUNCTIONS: &[Function] = &[
     Function {
-        handle: "tokens",
         name: "find",
         params: &[("token", "string")],
         result: "table?",
-        phases: Phases::of(&Phase::ALL),
+        place: Place::Anywhere,
         doc: " The principal that the token belongs to: a table with its `id`, its attributes, `expires` in seconds since the\n Unix epoch when its token has an end, and its `functions` when it has its own. The time it takes does not tell how\n much of the token is right.\n",
         example: "local principal = conf.tokens:find(presented)",
     },
     Function {
-        handle: "tokens",
         name: "key",
         params: &[("token", "string")],
         result: "string",
-        phases: Phases::of(&Phase::ALL),
+        place: Place::Anywhere,
         doc: " A name of a token that does not give it away, to be kept for `session_tick`.\n",
         example: "request:set(\"token\", conf.tokens:key(presented))",
     },
     Function {
-        handle: "tokens",
         name: "find_key",
         params: &[("key", "string")],
         result: "table?",
-        phases: Phases::of(&Phase::ALL),
+        place: Place::Anywhere,
         doc: " The principal whose token has this key, in the file as it is now.\n",
         example: "local principal = conf.tokens:find_key(request:get \"token\")",
     },

@@ -1,0 +1,88 @@
+//! `cache`: what need not be asked again.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mlua::{Function, LuaString, Value};
+use tokio::sync::Mutex;
+
+use crate::lua::api::kv::{checked, lifetime};
+use crate::lua::api::{misuse, module};
+use crate::lua::convert;
+use crate::store::VALUE_MAX;
+
+/// The loaders that run in one VM, so that one at a time asks for a key.
+#[derive(Default)]
+pub(crate) struct Flights(RefCell<BTreeMap<Vec<u8>, Arc<Mutex<()>>>>);
+
+module! {
+    "cache" "What need not be asked again for a while: values of JSON's kind, kept like those of `kv`.";
+
+    /// The value that is kept under a key, or what `loader` returns, which is then kept for `ttl` seconds. Of those who ask
+    /// at the same time one calls its loader, the others wait for it. What a loader returns besides, as `nil, reason`, is
+    /// passed on and not kept.
+    #[example("local answer, reason = cache.get(key, 30, function() return ask(token) end)")]
+    later fn get(lua, author, key: LuaString, ttl: f64, loader: Function) -> ((Value, Value), "any, any") {
+        let name = [b"cache:", &checked("cache.get", &key)?[..]].concat();
+        let name = author.own(&name);
+        let ttl = lifetime("cache.get", Some(ttl))?;
+        let kit = &author.kit;
+        let kept = |it: Option<bytes::Bytes>| it.and_then(|it| serde_json::from_slice(&it).ok());
+        let value: Option<serde_json::Value> = kept(kit.store.get(kit.monotonic(), &name).await.ok().flatten());
+        if let Some(value) = value {
+            return Ok((convert::from_json(&lua, &value)?, Value::Nil));
+        }
+        let flight = kit.flights.enter(&name);
+        let turn = flight.lock().await;
+        let again: Option<serde_json::Value> = kept(kit.store.get(kit.monotonic(), &name).await.ok().flatten());
+        let result = match again {
+            Some(value) => Ok((convert::from_json(&lua, &value)?, Value::Nil)),
+            None => load(&author, &name, ttl, loader).await,
+        };
+        drop(turn);
+        kit.flights.leave(&name, flight);
+        result
+    }
+
+    /// Forgets what is kept under a key.
+    #[example("cache.delete(key)")]
+    later fn delete(lua, author, key: LuaString) -> ((), "nil") {
+        let name = [b"cache:", &checked("cache.delete", &key)?[..]].concat();
+        let deleted = author.kit.store.delete(&author.own(&name)).await;
+        drop(deleted); // a store that is away gives nothing either
+        Ok(())
+    }
+}
+
+async fn load(
+    author: &Rc<super::Author>,
+    name: &[u8],
+    ttl: Option<std::time::Duration>,
+    loader: Function,
+) -> mlua::Result<(Value, Value)> {
+    let (value, rest): (Value, Value) = author.kit.call(&loader).await?;
+    if !value.is_nil() {
+        let text = convert::to_json_of_any_size(&value)
+            .map_err(|it| misuse(format!("cache.get: cannot keep {it}")))?
+            .to_string();
+        if text.len() <= VALUE_MAX {
+            let kept = author.kit.store.set(author.kit.monotonic(), name, text.as_bytes(), ttl).await;
+            drop(kept); // a store that is away keeps nothing
+        }
+    }
+    Ok((value, rest))
+}
+
+impl Flights {
+    fn enter(&self, name: &[u8]) -> Arc<Mutex<()>> {
+        Arc::clone(self.0.borrow_mut().entry(name.to_vec()).or_default())
+    }
+
+    fn leave(&self, name: &[u8], flight: Arc<Mutex<()>>) {
+        if Arc::strong_count(&flight) <= 2 {
+            self.0.borrow_mut().remove(name); // nobody else waits
+        }
+    }
+}

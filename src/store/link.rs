@@ -1,0 +1,196 @@
+//! The way to a Redis or Valkey server: asked for a bounded time, left alone for a moment after a failure.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, FromRedisValue, Pipeline, RedisError, cmd};
+use tokio::runtime::Handle;
+
+use crate::clock::{Clock, Instant};
+
+/// One connection that all threads share; it is made when it is first needed, and again when it was lost.
+pub(crate) struct Link {
+    manager: ConnectionManager,
+    runtime: Handle,
+    timeout: Duration,
+    clock: Clock,
+    health: Mutex<Health>,
+    says: Says,
+}
+
+/// What the log says of the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Says {
+    /// It cannot be asked, and what follows from that.
+    pub(crate) down: &'static str,
+    pub(crate) up: &'static str,
+    /// It did not answer in time.
+    pub(crate) late: &'static str,
+}
+
+/// Why there is no answer. The log knows more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// It was not asked: it did not answer a moment ago.
+    Skipped,
+    Failed,
+}
+
+/// How the server did lately.
+#[derive(Default)]
+struct Health {
+    /// The log says that it is down.
+    is_said_down: bool,
+    /// It is not asked until then.
+    retry: Option<Instant>,
+    complained: Option<Instant>,
+}
+
+/// What a request is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Ask,
+    /// To ask after a failure.
+    Try,
+    Skip,
+}
+
+/// After a failure the server is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is complained about a server that is not there.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+impl Link {
+    /// Nothing is asked of the server yet. Must be called within the runtime that is to speak with it.
+    pub(crate) fn new(
+        client: Client,
+        timeout: Duration,
+        clock: &Clock,
+        says: Says,
+    ) -> Result<Link, RedisError> {
+        let settings = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout))
+            .set_number_of_retries(0);
+        Ok(Link {
+            manager: ConnectionManager::new_lazy_with_config(client, settings)?,
+            runtime: Handle::current(),
+            timeout,
+            clock: clock.clone(),
+            health: Mutex::default(),
+            says,
+        })
+    }
+
+    /// Asks the server, for a bounded time. A failure is noted; the next one to ask tries again after
+    /// [`PAUSE`].
+    pub(crate) async fn ask<T>(&self, pipeline: Pipeline) -> Result<T, NoAnswer>
+    where
+        T: FromRedisValue + Send + 'static,
+    {
+        let is_trial = match self.health().turn(self.clock.now()) {
+            Turn::Skip => return Err(NoAnswer::Skipped),
+            Turn::Try => true,
+            Turn::Ask => false,
+        };
+        let mut manager = self.manager.clone();
+        // Where the connection lives: a worker comes and goes.
+        let asked = self.runtime.spawn(async move {
+            if is_trial {
+                // The manager answers once with the last failure before it connects again. This takes that
+                // answer, as what is to be asked must not be asked twice.
+                drop(cmd("PING").query_async::<()>(&mut manager).await);
+            }
+            pipeline.query_async::<T>(&mut manager).await
+        });
+        let problem = match self.clock.timeout(self.timeout, asked).await {
+            Some(Ok(Ok(answer))) => {
+                if self.health().recovered() {
+                    tracing::info!("{}", self.says.up);
+                }
+                return Ok(answer);
+            }
+            Some(Ok(Err(error))) => describe(&error),
+            Some(Err(error)) => error.to_string(),
+            None => self.says.late.to_owned(),
+        };
+        if self.health().failed(self.clock.now()) {
+            tracing::warn!(error = problem, "{}", self.says.down);
+        }
+        Err(NoAnswer::Failed)
+    }
+
+    /// Where the connection lives.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
+    /// After a failure one request tries, and the others do not wait for what comes of it. One that is given
+    /// up before it knows is followed by the next after the same pause.
+    fn turn(&mut self, now: Instant) -> Turn {
+        match self.retry {
+            Some(retry) if now < retry => Turn::Skip,
+            Some(_) => {
+                self.retry = Some(now + PAUSE);
+                Turn::Try
+            }
+            None => Turn::Ask,
+        }
+    }
+
+    /// Takes note of a failure; true when it is time to complain.
+    fn failed(&mut self, now: Instant) -> bool {
+        self.retry = Some(now + PAUSE);
+        let is_due = self.complained.is_none_or(|it| now - it >= COMPLAIN);
+        if is_due {
+            self.complained = Some(now);
+            self.is_said_down = true;
+        }
+        is_due
+    }
+
+    /// Takes note of an answer; true when the log should say that all is well again.
+    fn recovered(&mut self) -> bool {
+        self.retry = None;
+        std::mem::take(&mut self.is_said_down)
+    }
+}
+
+/// What is wrong, without what was asked: a URL's password or a value may be in it.
+fn describe(error: &RedisError) -> String {
+    match error.detail() {
+        Some(detail) if error.is_connection_refusal() => detail.to_owned(),
+        _ => format!("{}: {}", error.category(), error.code().unwrap_or("-")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_one_request_a_second_tries() {
+        let now = Clock::paused().now();
+        let at = |millis| now + Duration::from_millis(millis);
+        let mut health = Health::default();
+        assert_eq!(health.turn(now), Turn::Ask);
+        assert!(health.failed(now));
+        assert_eq!(health.turn(at(999)), Turn::Skip);
+        assert_eq!(health.turn(at(1000)), Turn::Try);
+        assert_eq!(health.turn(at(1000)), Turn::Skip, "one is on its way");
+        assert_eq!(health.turn(at(2000)), Turn::Try, "it was given up");
+        assert!(!health.failed(at(2100)), "the log has said it");
+        assert_eq!(health.turn(at(3099)), Turn::Skip);
+        assert!(health.recovered());
+        assert_eq!(health.turn(at(3099)), Turn::Ask);
+        assert!(!health.recovered(), "once");
+    }
+}
