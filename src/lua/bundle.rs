@@ -35,9 +35,23 @@ macro_rules! built_in {
 }
 
 built_in! {
+    "access-log": "plugin.lua", "schema.lua", "spec.lua";
+    "acl": "plugin.lua", "schema.lua", "spec.lua";
+    "basic-auth": "plugin.lua", "schema.lua", "spec.lua";
     "bearer-auth": "plugin.lua", "schema.lua", "spec.lua";
     "cors": "plugin.lua", "schema.lua", "spec.lua";
+    "forward-auth": "plugin.lua", "schema.lua", "spec.lua";
+    "function-router": "plugin.lua", "schema.lua", "spec.lua";
     "inject-headers": "plugin.lua", "schema.lua", "spec.lua";
+    "introspection-auth": "plugin.lua", "schema.lua", "spec.lua";
+    "ip-restriction": "plugin.lua", "schema.lua", "spec.lua";
+    "jwt-auth": "plugin.lua", "schema.lua", "spec.lua";
+    "key-auth": "plugin.lua", "schema.lua", "spec.lua";
+    "oidc-login": "plugin.lua", "schema.lua", "spec.lua", "attempt.lua", "provider.lua", "settings.lua";
+    "rate-limit": "plugin.lua", "schema.lua", "spec.lua";
+    "request-id": "plugin.lua", "schema.lua", "spec.lua";
+    "session-limit": "plugin.lua", "schema.lua", "spec.lua";
+    "webhook-events": "plugin.lua", "schema.lua", "spec.lua";
 }
 
 /// The library for plugin authors: what `require "streamgate.…"` finds.
