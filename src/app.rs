@@ -15,6 +15,7 @@ use crate::config::{self, Config, Place, Problem, Problems, Role, Sources};
 use crate::frontdoor;
 use crate::gateway::{self, Checked, Gateway};
 use crate::lua::{Explained, Tools, find_route};
+use crate::policy::Natives;
 use crate::store::Store;
 use crate::streaming;
 use crate::telemetry::{AccessLog, Admin, Metrics};
@@ -102,10 +103,23 @@ impl App {
     /// # Errors
     /// All mistakes.
     pub fn resolve(sources: &Sources, role: Role, clock: &Clock) -> Result<Config, Problems> {
+        App::resolve_with(sources, role, clock, &Natives::new())
+    }
+
+    /// The same for a program that brings plugins along.
+    ///
+    /// # Errors
+    /// All mistakes.
+    pub fn resolve_with(
+        sources: &Sources,
+        role: Role,
+        clock: &Clock,
+        natives: &Natives,
+    ) -> Result<Config, Problems> {
         sources.resolve(role).map_err(|mut problems| {
             if role == Role::Gateway
                 && let Some(parts) = sources.parts()
-                && let Err(more) = gateway::Loaded::new(&parts, &Tools::for_check(clock))
+                && let Err(more) = gateway::Loaded::new(&parts, &Tools::for_check(clock, natives))
             {
                 problems.extend(more);
             }
@@ -118,10 +132,18 @@ impl App {
     /// # Errors
     /// All mistakes that were found.
     pub fn check(config: Config, clock: &Clock) -> Result<Report, Problems> {
+        App::check_with(config, clock, &Natives::new())
+    }
+
+    /// The same for a program that brings plugins along.
+    ///
+    /// # Errors
+    /// All mistakes that were found.
+    pub fn check_with(config: Config, clock: &Clock, natives: &Natives) -> Result<Report, Problems> {
         let Some(gateway) = config.gateway else {
             return Ok(Report { warnings: Vec::new(), routes: Vec::new() });
         };
-        let checked = Checked::new(gateway, &Tools::for_check(clock))?;
+        let checked = Checked::new(gateway, &Tools::for_check(clock, natives))?;
         Ok(Report { routes: checked.loaded.program.explain(), warnings: checked.loaded.warnings })
     }
 
@@ -130,13 +152,24 @@ impl App {
     /// # Errors
     /// All mistakes of the first part that has any: policies and certificates, then ports.
     pub async fn build(config: Config, clock: Clock) -> Result<App, Problems> {
+        App::build_with(config, clock, Natives::new()).await
+    }
+
+    /// The same for a program that brings plugins along.
+    ///
+    /// # Errors
+    /// All mistakes of the first part that has any.
+    pub async fn build_with(config: Config, clock: Clock, natives: Natives) -> Result<App, Problems> {
         let metrics = Metrics::new();
         let mut addresses = Addresses::default();
         let mut ready = Arc::new(AtomicBool::new(true));
 
         // Policies load first: a gateway whose policy does not load must not open a port.
-        let tools =
-            config.gateway.as_ref().map(|it| tools(&it.parts.plugins, &metrics, &clock)).transpose()?;
+        let tools = config
+            .gateway
+            .as_ref()
+            .map(|it| tools(&it.parts.plugins, natives, &metrics, &clock))
+            .transpose()?;
         let checked = match (config.gateway, &tools) {
             (Some(it), Some(tools)) => Some(Checked::new(it, tools)?),
             _ => None,
@@ -290,14 +323,19 @@ impl App {
 }
 
 /// What plugins work with, over all generations of the configuration.
-fn tools(plugins: &config::Plugins, metrics: &Metrics, clock: &Clock) -> Result<Tools, Problems> {
+fn tools(
+    plugins: &config::Plugins,
+    natives: Natives,
+    metrics: &Metrics,
+    clock: &Clock,
+) -> Result<Tools, Problems> {
     let store = match &plugins.store {
         None => Store::in_memory(plugins.store_size),
         Some(url) => Store::at(url, STORE_TIMEOUT, clock).map_err(|it| {
             Problem::new(Place::Nowhere, "plugins.store", format!("not the URL of a Redis server: {it}"))
         })?,
     };
-    Ok(Tools::new(clock, Arc::new(store), Arc::new(metrics.clone())))
+    Ok(Tools::new(clock, natives, Arc::new(store), Arc::new(metrics.clone())))
 }
 
 /// Longest wait for the server of `plugins.store`.

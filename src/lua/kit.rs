@@ -14,7 +14,7 @@ use crate::lua::budget::{Budget, Watchdog};
 use crate::lua::fetch::{Fetcher, Reason, Request, Response};
 use crate::lua::keys::Keys;
 use crate::lua::vm::Call;
-use crate::policy::{Meters, Setting, Settings};
+use crate::policy::{Meters, Natives, Setting, Settings};
 use crate::store::Store;
 
 pub(crate) use crate::lua::fetch::Hosts;
@@ -27,6 +27,8 @@ pub(crate) struct Tools {
     pub(crate) meters: Arc<dyn Meters>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) watchdog: Arc<Watchdog>,
+    /// Plugins that are not in Lua.
+    pub(crate) natives: Natives,
     /// The system's roots, read once.
     system_tls: Arc<OnceLock<Arc<rustls::ClientConfig>>>,
     began: Instant,
@@ -64,21 +66,22 @@ pub(crate) enum Web {
 }
 
 impl Tools {
-    pub(crate) fn new(clock: &Clock, store: Arc<Store>, meters: Arc<dyn Meters>) -> Tools {
+    pub(crate) fn new(clock: &Clock, natives: Natives, store: Arc<Store>, meters: Arc<dyn Meters>) -> Tools {
         Tools {
             clock: clock.clone(),
             store,
             meters,
             keys: Arc::new(Keys::new(clock.clone())),
             watchdog: Arc::new(Watchdog::new()),
+            natives,
             system_tls: Arc::default(),
             began: clock.now(),
         }
     }
 
     /// Tools for a look at a configuration: nothing is kept and nothing is counted.
-    pub(crate) fn for_check(clock: &Clock) -> Tools {
-        Tools::new(clock, Arc::new(Store::in_memory(16)), Arc::new(crate::policy::Uncounted))
+    pub(crate) fn for_check(clock: &Clock, natives: &Natives) -> Tools {
+        Tools::new(clock, natives.clone(), Arc::new(Store::in_memory(16)), Arc::new(crate::policy::Uncounted))
     }
 
     /// What plugins trust without a setting; read from the system when it is first needed.

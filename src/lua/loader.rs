@@ -20,8 +20,8 @@ use crate::lua::kit::Tools;
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
-    self, Chain, Failure, Field, Kind, OnError, Pattern, Phase, Phases, References, Schema, Settings, When,
-    readings,
+    self, Chain, Failure, Field, Kind, Native, OnError, Pattern, Phase, Phases, Policy, References, Schema,
+    Settings, When, readings,
 };
 use crate::rejection::Declared;
 
@@ -59,10 +59,11 @@ pub(super) struct Step {
 }
 
 /// A plugin that was found, with its contract.
-#[derive(Debug)]
 pub(super) struct Plugin {
     pub(super) bundle: Arc<Bundle>,
     pub(super) schema: Schema,
+    /// What it is made of, when it is not of Lua files.
+    native: Option<Arc<dyn Native>>,
 }
 
 /// The routes of one worker, with its VM.
@@ -107,6 +108,9 @@ impl Program {
             let mut steps: Vec<Step> = Vec::new();
             for step in &route.chain {
                 let plugin = found.entry(step.plugin.clone()).or_insert_with(|| {
+                    if let Some(native) = tools.natives.find(&step.plugin) {
+                        return Some(Arc::new(Plugin::native(native)));
+                    }
                     let loaded = finder.find(&step.plugin, &step.place).map_err(Problems::from);
                     let loaded = loaded.and_then(|it| Plugin::load(it, &tools.watchdog));
                     loaded.map(Arc::new).map_err(|more| problems.extend(more)).ok()
@@ -165,13 +169,19 @@ impl Program {
             let mut steps = Vec::new();
             for step in &planned.steps {
                 let name = &step.plugin.bundle.name;
-                match Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings) {
-                    Ok(instance) => {
-                        if step.plugin.schema.phases.contains(Phase::Init) {
-                            at_work.push(Rc::clone(&instance));
-                        }
-                        steps.push((step.alternative, step.with(instance)));
-                    }
+                let made = match &step.plugin.native {
+                    Some(native) => native.instantiate(&step.settings),
+                    None => Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings).map(
+                        |instance| -> Box<dyn Policy> {
+                            if step.plugin.schema.phases.contains(Phase::Init) {
+                                at_work.push(Rc::clone(&instance));
+                            }
+                            Box::new(instance)
+                        },
+                    ),
+                };
+                match made {
+                    Ok(policy) => steps.push((step.alternative, step.with(policy))),
                     Err(message) => problems.push(located(&step.place, name, message)),
                 }
             }
@@ -241,14 +251,14 @@ impl Program {
 
 impl Step {
     /// The step of a worker's chain.
-    pub(super) fn with(&self, instance: Rc<Instance>) -> policy::Step {
+    pub(super) fn with(&self, policy: Box<dyn Policy>) -> policy::Step {
         policy::Step {
             id: self.id.clone(),
             on_error: self.on_error,
             when: self.when.clone(),
             timeout: self.timeout,
             dry_run: self.dry_run,
-            ..policy::Step::new(&self.plugin.bundle.name, Box::new(instance))
+            ..policy::Step::new(&self.plugin.bundle.name, policy)
         }
     }
 
@@ -392,6 +402,12 @@ async fn run_beside(instance: &Instance, clock: &Clock, is_first_worker: bool) {
 /// A timer that runs for longer waits for something that does not come.
 const LONGEST_TIMER: Duration = Duration::from_secs(300);
 
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.bundle.name)
+    }
+}
+
 impl Plugin {
     /// Reads a plugin's contract.
     pub(super) fn load(bundle: Bundle, watchdog: &Watchdog) -> Result<Plugin, Problems> {
@@ -422,7 +438,13 @@ impl Plugin {
         };
         let reader = SchemaReader { path: Arc::clone(&path), text: &file.text, problems: Problems::new() };
         let schema = reader.read(&table)?;
-        Ok(Plugin { bundle: Arc::new(bundle), schema })
+        Ok(Plugin { bundle: Arc::new(bundle), schema, native: None })
+    }
+
+    /// One that is not of Lua files.
+    fn native(native: &Arc<dyn Native>) -> Plugin {
+        let bundle = Bundle { name: native.name().to_owned(), files: BTreeMap::new() };
+        Plugin { bundle: Arc::new(bundle), schema: native.schema(), native: Some(Arc::clone(native)) }
     }
 }
 

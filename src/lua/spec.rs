@@ -449,7 +449,7 @@ impl Bench {
             let instance = Instance::new(&vm, &plugin.bundle, &plugin.schema, &step.settings);
             let instance = instance.map_err(mlua::Error::runtime)?;
             instances.push(Rc::clone(&instance));
-            planned.push((None, step.with(instance)));
+            planned.push((None, step.with(Box::new(instance))));
         }
         Ok(Bench { chain: assemble(planned), instances, watch: Notes::default() })
     }

@@ -51,9 +51,10 @@ pub enum FailureKind {
 }
 
 /// What becomes of a request whose plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnError {
     /// It is rejected. A session goes on, but for `session_tick`, whose failure ends it.
+    #[default]
     Reject,
     /// The next plugin is asked, and a session goes on.
     Skip,
@@ -266,7 +267,7 @@ impl Stop {
     fn or(self, other: Stop) -> Stop {
         let rank = |it: &Stop| match it {
             Stop::Respond(_) => 2,
-            Stop::Reject(it) if it.code != Code::AuthMissing => 1,
+            Stop::Reject(it) if !it.code.as_str().starts_with(NO_CREDENTIALS) => 1,
             Stop::Reject(_) => 0,
         };
         let (mut kept, dropped) = if rank(&other) > rank(&self) { (other, self) } else { (self, other) };
@@ -400,6 +401,9 @@ impl Step {
 fn may_not_wait(phase: Phase) -> Failure {
     Failure { kind: FailureKind::Contract, detail: format!("a plugin may not wait in {phase}") }
 }
+
+/// How the codes of those begin who were shown no credentials, such as `auth.missing_token`.
+const NO_CREDENTIALS: &str = "auth.missing_";
 
 /// A service that takes longer is down for those who wait for it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);

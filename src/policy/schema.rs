@@ -14,7 +14,7 @@ use crate::rejection::Declared;
 use crate::secret::Secret;
 
 /// What a plugin declares about itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Schema {
     /// What it does, in a sentence.
     pub summary: String,
@@ -175,6 +175,20 @@ impl Schema {
 }
 
 impl Field {
+    /// A setting that may be left out and has no default.
+    pub fn new(name: &str, kind: Kind, doc: &str) -> Field {
+        Field {
+            name: name.to_owned(),
+            kind,
+            required: false,
+            default: None,
+            inherit: None,
+            min: None,
+            max: None,
+            doc: doc.to_owned(),
+        }
+    }
+
     /// What is wrong with a value that is too small or too large.
     fn out_of_range(&self, value: &Setting) -> Option<String> {
         let number = match value {
@@ -323,7 +337,11 @@ impl Kind {
                 }
                 _ => return Err(fail("expected the path of a token file, as \"file:PATH\"".into())),
             },
-            (kind, value) => return Err(fail(format!("expected a {}, not {}", kind.name(), value.kind()))),
+            (kind, value) => {
+                let name = kind.name();
+                let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+                return Err(fail(format!("expected {article} {name}, not {}", value.kind())));
+            }
         })
     }
 }

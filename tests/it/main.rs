@@ -11,6 +11,7 @@ mod browser;
 mod cli;
 mod docker;
 mod docs;
+mod embed;
 mod frontdoor;
 mod handshake;
 mod hostile;
