@@ -108,7 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = App::resolve_with(&sources, Role::Gateway, &clock, &natives)?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let app = App::build_with(config, clock, natives).await?;
-        println!("Listening on {:?}; Ctrl-C stops it.", app.addresses().gateway);
+        eprintln!("Listening on {:?}; Ctrl-C stops it.", app.addresses().gateway);
         app.run(async { drop(tokio::signal::ctrl_c().await) }).await;
         Ok(())
     })

@@ -56,7 +56,6 @@ pub struct Addresses {
 #[derive(Clone)]
 pub struct Reloader {
     gateway: gateway::Reloader,
-    metrics: Metrics,
 }
 
 impl Reloader {
@@ -69,9 +68,9 @@ impl Reloader {
         config.gateway.map_or(Ok(Vec::new()), |it| self.gateway.reload(it))
     }
 
-    /// Counts a configuration that could not even be read.
-    pub fn failed(&self) {
-        self.metrics.reload("failed");
+    /// Notes a configuration that could not even be read, with what is wrong with it.
+    pub fn failed(&self, problems: &str) {
+        self.gateway.failed(problems);
     }
 }
 
@@ -221,7 +220,15 @@ impl App {
         let admin = match &gateway {
             Some(gateway) => {
                 let taken = copy(|it| &it.admin);
-                let bound = Admin::bind(&config.admin, taken, gateway.sessions(), &metrics, ready).await;
+                let bound = Admin::bind(
+                    &config.admin,
+                    taken,
+                    gateway.sessions(),
+                    gateway.policies(),
+                    &metrics,
+                    ready,
+                )
+                .await;
                 Some(bound.map_err(|error| {
                     let subject = format!("admin.address = \"{}\"", config.admin.address);
                     Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}"))
@@ -241,7 +248,7 @@ impl App {
     /// What replaces the gateway's configuration while it serves; `None` when this configuration asks for no gateway.
     pub fn reloader(&self) -> Option<Reloader> {
         let gateway = self.gateway.as_ref()?;
-        Some(Reloader { gateway: gateway.reloader(), metrics: self.metrics.clone() })
+        Some(Reloader { gateway: gateway.reloader() })
     }
 
     /// All metrics so far, in Prometheus' text format.

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use env::Env;
+pub(crate) use node::parse;
 pub use node::{Entry, Node, Table, Value};
 pub use problem::{Place, Problem, Problems};
 pub(crate) use reference::reference;
@@ -287,6 +288,8 @@ pub enum SameSite {
 pub struct Plugins {
     /// Folders, searched in this order.
     pub paths: Vec<PathBuf>,
+    /// Trees of LuaRocks.
+    pub modules: Vec<PathBuf>,
     /// Most memory of one Lua VM in bytes.
     pub memory: usize,
     /// Most CPU time of one call of a plugin.
@@ -297,6 +300,8 @@ pub struct Plugins {
     pub store: Option<Secret>,
     /// Most values that are kept in this process.
     pub store_size: usize,
+    /// Whether a plugin that cannot be loaded costs its own requests alone, instead of the whole configuration.
+    pub reject_broken: bool,
     /// PEM file of the authorities of other services, instead of the system's roots.
     pub ca: Option<PathBuf>,
 }

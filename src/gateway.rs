@@ -21,20 +21,21 @@ mod websocket;
 mod worker;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemTime};
 use crate::config::{self, Place, Problem, Problems, Table};
 use crate::lua::{Program, Tools};
 use crate::policy::{Functions, References, Setting};
 use crate::secret::Secret;
-use crate::telemetry::{AccessLog, Metrics, Sessions};
+use crate::telemetry::{AccessLog, Metrics, Policies, Sessions};
 
 /// A gateway that is ready to serve: its policies are loaded, its certificates read, its port bound.
 pub(crate) struct Gateway {
@@ -85,6 +86,15 @@ pub(crate) struct Totals {
     pub(crate) metrics: Metrics,
     /// Seals cookies where no key is set.
     random_key: [u8; 32],
+    /// How the last reload went.
+    reloaded: Mutex<Option<Reloaded>>,
+}
+
+/// How a reload went.
+struct Reloaded {
+    at: SystemTime,
+    /// Why the configuration stayed as it was.
+    problems: Option<String>,
 }
 
 /// What outlives a generation.
@@ -152,7 +162,7 @@ impl Loaded {
             let program = Program::load(&parts.plugins, &parts.routes, parts, tools, web_tls);
             program.map_err(|more| problems.extend(more)).ok()
         });
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = program.iter().flat_map(|it| it.warnings().iter().cloned()).collect();
         for (path, place) in program.iter().flat_map(Program::open_routes) {
             if parts.require_auth {
                 let message = "authenticates nobody, and `require_auth` is set: add a plugin that authenticates to its chain, for example `bearer-auth`";
@@ -182,7 +192,36 @@ impl Totals {
             next_key: AtomicUsize::new(1),
             metrics: metrics.clone(),
             random_key,
+            reloaded: Mutex::default(),
         }
+    }
+
+    /// Notes how a reload went.
+    fn note_reload(&self, at: SystemTime, problems: Option<String>) {
+        self.metrics.reload(if problems.is_none() { "ok" } else { "failed" });
+        *self.reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Reloaded { at, problems });
+    }
+}
+
+/// What the admin endpoint tells about plugins.
+struct Described(watch::Sender<Arc<Shared>>);
+
+impl Policies for Described {
+    fn describe(&self) -> serde_json::Value {
+        let shared = Arc::clone(&self.0.borrow());
+        let mut described = shared.program.describe();
+        described["generation"] = shared.generation.into();
+        described["warnings"] = shared.program.warnings().into();
+        let reloaded = shared.totals.reloaded.lock().unwrap_or_else(PoisonError::into_inner);
+        described["last_reload"] = match &*reloaded {
+            None => serde_json::Value::Null,
+            Some(Reloaded { at, problems }) => serde_json::json!({
+                "at": time::OffsetDateTime::from(*at).format(&Rfc3339).unwrap_or_default(),
+                "result": if problems.is_none() { "ok" } else { "failed" },
+                "problems": problems,
+            }),
+        };
+        described
     }
 }
 
@@ -305,6 +344,11 @@ impl Gateway {
         self.listener.try_clone().expect("a socket can be shared")
     }
 
+    /// Its plugins, for the admin endpoints.
+    pub(crate) fn policies(&self) -> Arc<dyn Policies> {
+        Arc::new(Described(self.generations.clone()))
+    }
+
     /// Its sessions, for the admin endpoints.
     pub(crate) fn sessions(&self) -> Arc<dyn Sessions> {
         Arc::clone(&self.generations.borrow().directory) as Arc<dyn Sessions>
@@ -418,11 +462,17 @@ impl Reloader {
             warnings.extend(checked.loaded.warnings.iter().cloned());
             old.next(checked)
         });
-        old.metrics.reload(if loaded.is_ok() { "ok" } else { "failed" });
+        old.totals.note_reload(old.clock.wall(), loaded.as_ref().err().map(ToString::to_string));
         let new = loaded?;
         old.metrics.generation(new.generation);
         self.0.send_replace(Arc::new(new));
         Ok(warnings)
+    }
+
+    /// Notes a configuration that could not even be read.
+    pub(crate) fn failed(&self, problems: &str) {
+        let shared = Arc::clone(&self.0.borrow());
+        shared.totals.note_reload(shared.clock.wall(), Some(problems.to_owned()));
     }
 }
 

@@ -24,6 +24,8 @@ pub mod clock;
 pub mod config;
 pub(crate) mod frontdoor;
 pub(crate) mod gateway;
+#[doc(hidden)]
+pub mod internals;
 pub(crate) mod lua;
 pub mod policy;
 pub mod rejection;

@@ -8,6 +8,7 @@ mod backlog;
 mod frame;
 mod gather;
 mod keepalive;
+mod message;
 
 #[cfg(test)]
 mod simulation;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 pub(crate) use backlog::{Backlog, Sent};
 pub(crate) use frame::{Control, Opcode, Piece, Sender, Tracker, Violation};
 pub(crate) use gather::Gather;
+pub(crate) use message::{Assembler, TooLarge, encode as encode_message};
 
 use crate::config;
 use keepalive::{Beat, Keepalive, Pong};

@@ -7,6 +7,6 @@ mod meters;
 mod metrics;
 
 pub(crate) use access_log::{AccessLog, Line};
-pub(crate) use admin::{Admin, Sessions};
+pub(crate) use admin::{Admin, Policies, Sessions};
 pub(crate) use log::install as install_log;
 pub(crate) use metrics::{Metrics, Plugins, reference};

@@ -15,7 +15,8 @@ function Plugin:request(request)
 end
 
 --- Tells the plugin about a session, in one of its phases. Fields: `principal`, `set`, `at`, and `session` with `id`,
---- `function_id`, `age`, `cause`, `received`, `sent`.
+--- `function_id`, `age`, `cause`, `received`, `sent`. In `session_message` also `message` with `from` (`browser`), `kind`
+--- (`text`) and `payload`; `out.message` has the `payload` that is passed on, or is nil.
 function Plugin:session(phase, session)
   return harness.session(self, phase, session or {})
 end
@@ -145,14 +146,16 @@ end
 --- Fails unless the request went on.
 function M.passed(out)
   if out.code or out.status then
-    error("expected the request to pass, got " .. shown { code = out.code, status = out.status }, 2)
+    local got = { code = out.code, status = out.status, failure = out.failure }
+    error("expected the request to pass, got " .. shown(got), 2)
   end
 end
 
 --- Fails unless the request was rejected with that code.
 function M.rejected(out, code)
   if out.code ~= code then
-    error(("expected the rejection %s, got %s"):format(code, shown { code = out.code, status = out.status }), 2)
+    local got = { code = out.code, status = out.status, failure = out.failure }
+    error(("expected the rejection %s, got %s"):format(code, shown(got)), 2)
   end
 end
 

@@ -3,6 +3,25 @@
 
 ---@class streamgate.Decision
 
+---The table that `plugin.lua` returns.
+---@class streamgate.Plugin
+---@field configure? fun(conf: any): any
+---@field self_test? fun(conf: any)
+---@field init? fun(conf: any)
+---@field on_request? fun(request: streamgate.Request, conf: any): streamgate.Decision?
+---@field authenticate? fun(request: streamgate.Request, conf: any): streamgate.Decision?
+---@field authorize? fun(request: streamgate.Request, conf: any): streamgate.Decision?
+---@field select? fun(request: streamgate.Request, conf: any): streamgate.Decision?
+---@field upstream_request? fun(request: streamgate.Request, upstream: streamgate.Upstream, conf: any): streamgate.Decision?
+---@field response_headers? fun(request: streamgate.Request, response: streamgate.Response, conf: any)
+---@field session_open? fun(request: streamgate.Request, session: streamgate.Session, conf: any)
+---@field session_message? fun(request: streamgate.Request, message: streamgate.Message, conf: any): streamgate.Decision?
+---@field session_tick? fun(request: streamgate.Request, session: streamgate.Session, conf: any): streamgate.Decision?
+---@field session_park? fun(request: streamgate.Request, session: streamgate.Session, conf: any)
+---@field session_resume? fun(request: streamgate.Request, session: streamgate.Session, conf: any)
+---@field session_end? fun(request: streamgate.Request, session: streamgate.Session, conf: any)
+---@field log? fun(request: streamgate.Request, response: streamgate.Response, conf: any)
+
 ---The browser's request. Every phase but `init` gets it as its first argument.
 ---@class streamgate.Request
 local request = {}
@@ -187,6 +206,33 @@ function session:received() end
 ---@return integer
 function session:sent() end
 
+---A message of a session; `session_message` gets it as its second argument.
+---@class streamgate.Message
+local message = {}
+
+---Who sent it: `browser` or `function`.
+---@return string
+function message:from() end
+
+---What it is: `text` or `binary`.
+---@return string
+function message:kind() end
+
+---What it says.
+---@return string
+function message:payload() end
+
+---How many bytes that are.
+---@return integer
+function message:size() end
+
+---Puts something else in its place, at most 1 MiB.
+---@param payload string
+function message:replace(payload) end
+
+---Does not pass it on. To end the session instead, return what `request:reject` gives.
+function message:drop() end
+
 ---The principals of a token file: the value of a setting of the type `token-file`.
 ---@class streamgate.Tokens
 local tokens = {}
@@ -210,6 +256,9 @@ function tokens:find_key(key) end
 
 ---What `http.request` gives: a table with `status`, `headers` and `body`.
 ---@class streamgate.Answer
+---@field status integer
+---@field headers table<string, string> names in lower case
+---@field body string
 local answer = {}
 
 ---The body as a value; nil and a reason when it is not JSON.
@@ -258,15 +307,15 @@ local meter = {}
 
 ---Adds to a counter; the values of its labels follow.
 ---@param n? number
----@param labels ...
-function meter:add(n, labels) end
+---@param ... any
+function meter:add(n, ...) end
 
 ---Sets a gauge; the values of its labels follow.
 ---@param value number
----@param labels ...
-function meter:set(value, labels) end
+---@param ... any
+function meter:set(value, ...) end
 
 ---Counts a value of a histogram; the values of its labels follow.
 ---@param value number
----@param labels ...
-function meter:observe(value, labels) end
+---@param ... any
+function meter:observe(value, ...) end

@@ -1,33 +1,56 @@
 //! `streamgate plugin`: work on plugins.
 
+mod bench;
+mod coverage;
+mod list;
+mod new;
+mod types;
+
 use std::path::{Path, PathBuf};
 
 use crate::cli::Failure;
-use crate::lua::{Bundle, run_spec};
+use crate::lua::{Bundle, FileLines, plugin_folders, run_spec};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// Make a plugin that works, to be changed.
+    New(new::Options),
     /// Run the tests that plugins bring along (`spec.lua`).
-    Test {
-        /// A plugin's folder, or a folder of plugins.
-        #[arg(default_value = "plugins")]
-        path: PathBuf,
-    },
+    Test(TestOptions),
+    /// Measure what the phases of a plugin cost.
+    Bench(bench::Options),
+    /// List all plugins that are found, and what is wrong with those that are broken.
+    List(list::Options),
+    /// Write what editors need to complete and check plugins.
+    Types(types::Options),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TestOptions {
+    /// A plugin's folder, or a folder of plugins.
+    #[arg(default_value = "plugins")]
+    path: PathBuf,
+    #[command(flatten)]
+    coverage: coverage::Options,
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Test { path } => test(&path),
+        Command::New(options) => new::run(&options),
+        Command::Test(options) => test(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::List(options) => list::run(&options),
+        Command::Types(options) => types::run(&options),
     }
 }
 
-fn test(path: &Path) -> Result<(), Failure> {
-    let folders = plugin_folders(path)?;
+fn test(options: &TestOptions) -> Result<(), Failure> {
     let (mut n_passed, mut n_failed) = (0, 0);
-    for folder in folders {
+    let mut covered: Vec<FileLines> = Vec::new();
+    for folder in folders(&options.path)? {
         let name = folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
         let bundle = Bundle::read(&name, &folder).map_err(Failure::new)?;
-        let report = match run_spec(bundle) {
+        let report = match run_spec(bundle, options.coverage.is_wanted()) {
             Ok(report) => report,
             Err(problems) => {
                 println!("{name}\n{problems}");
@@ -48,22 +71,22 @@ fn test(path: &Path) -> Result<(), Failure> {
                 }
             }
         }
+        report.lines.iter().for_each(coverage::show);
+        covered.extend(report.lines);
     }
     println!("{n_passed} passed, {n_failed} failed");
-    if n_failed == 0 { Ok(()) } else { Err(Failure::new("plugin tests failed")) }
+    if n_failed > 0 {
+        return Err(Failure::new("plugin tests failed"));
+    }
+    options.coverage.judge(&covered)
 }
 
 /// The folders below `path` that hold a plugin, or `path` itself.
-fn plugin_folders(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    if path.join("plugin.lua").is_file() {
-        return Ok(vec![path.canonicalize().unwrap_or_else(|_| path.to_owned())]);
+fn folders(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    std::fs::read_dir(path).map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
+    let folders = plugin_folders(path);
+    match folders.is_empty() {
+        true => Err(Failure::new(format!("{}: no plugins here", path.display()))),
+        false => Ok(folders),
     }
-    let entries = std::fs::read_dir(path).map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
-    let mut folders: Vec<PathBuf> =
-        entries.flatten().map(|it| it.path()).filter(|it| it.join("plugin.lua").is_file()).collect();
-    folders.sort();
-    if folders.is_empty() {
-        return Err(Failure::new(format!("{}: no plugins here", path.display())));
-    }
-    Ok(folders)
 }

@@ -18,6 +18,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         ("docs/reference/errors.md", rejection::reference()),
         ("docs/reference/metrics.md", telemetry::reference()),
         ("docs/reference/plugins.md", lua::plugins_page()),
+        ("docs/reference/plugins.schema.json", lua::plugins_schema()),
         ("docs/reference/lua.md", lua::api_page()),
     ];
     for (path, text) in pages {

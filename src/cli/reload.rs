@@ -76,7 +76,7 @@ impl Watcher {
 
     fn reload(&mut self) -> Result<Vec<String>, Failure> {
         let config = self.file.sources().and_then(|it| Ok(App::resolve(&it, Role::Gateway, &self.clock)?));
-        let config = config.inspect_err(|_| self.reloader.failed())?;
+        let config = config.inspect_err(|it| self.reloader.failed(&it.to_string()))?;
         let warnings = self.reloader.reload(config.clone())?;
         self.loaded = config;
         Ok(warnings)
@@ -90,6 +90,7 @@ impl Watcher {
                 paths.extend([certificate.clone(), key.clone()]);
             }
             paths.extend(parts.upstream_ca.clone());
+            paths.extend(parts.plugins.ca.clone());
             let settings = parts.routes.iter().flat_map(|it| &it.chain).flat_map(|it| &it.settings);
             for setting in settings {
                 if let Value::Text(text) = &setting.node.value
@@ -98,7 +99,7 @@ impl Watcher {
                     paths.push(parts.origin.base.join(path));
                 }
             }
-            for folder in &parts.plugins.paths {
+            for folder in parts.plugins.paths.iter().chain(&parts.plugins.modules) {
                 files_below(folder, DEPTH, &mut paths);
             }
         }

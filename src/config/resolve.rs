@@ -358,6 +358,7 @@ impl<'a> Reader<'a> {
 
     fn plugins(&self) -> Option<Plugins> {
         let paths: Option<Vec<PathBuf>> = self.get("plugins.paths");
+        let modules: Option<Vec<PathBuf>> = self.get("plugins.modules");
         let memory: Option<Size> = self.get("plugins.memory");
         self.within("plugins.memory", memory.map(|it| it.0), 1 << 20, 4 << 30);
         let written = self.written("plugins.paths").is_some();
@@ -374,11 +375,13 @@ impl<'a> Reader<'a> {
         self.within("plugins.store_size", store_size, 100, 100_000_000);
         Some(Plugins {
             paths,
+            modules: modules?.iter().map(|it| self.base.join(it)).collect(),
             memory: memory?.0 as usize,
             budget: budget?,
             timeout: timeout?,
             store: self.redis_url("plugins.store")?,
             store_size: store_size? as usize,
+            reject_broken: self.choice("plugins.on_load_error", &[("refuse", false), ("reject", true)])?,
             ca: self.optional::<PathBuf>("plugins.ca")?.map(|it| self.base.join(it)),
         })
     }

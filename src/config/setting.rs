@@ -149,6 +149,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
 
     setting("plugins.paths", "list of paths", "[\"plugins\"]",
         "Folders with plugins, searched in this order; the plugins built into the binary come last."),
+    setting("plugins.modules", "list of paths", "[\"lua_modules\"]",
+        "Trees of LuaRocks with modules in Lua that plugins may `require`, as `luarocks install --tree lua_modules NAME` makes them. Modules in C are not loaded."),
     setting("plugins.memory", "size", "\"32MiB\"",
         "Most memory of one Lua VM."),
     setting("plugins.budget", "duration", "\"20ms\"",
@@ -159,6 +161,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Where plugins keep values, rates and leases: in this process, or for all replicas together in `redis://host:6379/0` (`rediss://` for TLS). A URL with a password is a secret: `env:NAME` or `file:PATH`."),
     setting("plugins.store_size", "integer", "100000",
         "Most values, most rates and most leases that are kept in memory; the least recently used go first."),
+    setting("plugins.on_load_error", "`refuse` or `reject`", "\"refuse\"",
+        "What becomes of a plugin that cannot be loaded. `refuse`: the gateway does not start, or keeps the configuration it has. `reject`: requests that would ask the plugin are rejected with `plugin.failed`, the rest is served."),
     setting("plugins.ca", "path", "",
         "PEM file of the authorities of the services that plugins reach by `https`, instead of the system's roots."),
 

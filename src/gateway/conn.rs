@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora::protocols::l4::ext::get_tcp_info;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
@@ -50,6 +51,9 @@ pub(crate) struct Tcp {
     stream: TcpStream,
     written: u64,
 }
+
+/// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
+const EARLY: usize = 16 << 10;
 
 /// How long a peer may go on sending after our end, and how much; then the connection is cut.
 const LINGER: Duration = Duration::from_secs(2);
@@ -145,6 +149,17 @@ impl Conn {
             }
         };
         clock.timeout(LINGER, end).await;
+    }
+
+    /// Waits until the peer is gone, and keeps what it says meanwhile. One that has said very much is not heard any more.
+    pub(crate) async fn gone(&mut self, early: &mut BytesMut) {
+        while early.len() < EARLY {
+            early.reserve(1024);
+            if !matches!(self.read_buf(early).await, Ok(n) if n > 0) {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 
     /// What is written next is the head of a response. It waits for the first piece of the body, or for a flush.

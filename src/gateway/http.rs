@@ -84,7 +84,7 @@ pub(crate) fn proxy(shared: &Arc<Shared>) -> Arc<Proxy> {
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
     mut conn: Conn,
-    rest: BytesMut,
+    mut rest: BytesMut,
     head: RequestHead,
     mut exchange: Exchange,
     route: RouteChain,
@@ -92,7 +92,16 @@ pub(crate) async fn serve(
     started: Instant,
 ) -> Option<(Conn, BytesMut)> {
     let keep_alive = head.keeps_alive();
-    let prepared = prepare(worker, &head, &mut exchange, &route, key).await;
+    let prepared = tokio::select! {
+        biased;
+        prepared = prepare(worker, &head, &mut exchange, &route, key) => prepared,
+        () = conn.gone(&mut rest) => {
+            tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
+            worker.browser_gone(&mut exchange);
+            worker.finish_request(&mut exchange, &route.chain, 0, 0, started);
+            return None;
+        }
+    };
     let (headers, function, seat, peers) = match prepared {
         Ok(it) => it,
         Err(stop) => {

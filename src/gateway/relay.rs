@@ -24,10 +24,10 @@ use crate::gateway::directory::{Attach, Entry, Listed, Mail};
 use crate::gateway::respond;
 use crate::gateway::websocket::Place;
 use crate::gateway::worker::{LAST_BYTES, Slot};
-use crate::policy::{Chain, Exchange, Phase, Principal, SessionFacts, Stop};
+use crate::policy::{Chain, Exchange, Message, Phase, Principal, SessionFacts, Side, Stop};
 use crate::session::{
-    Action, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason, Sender, Sent,
-    Session, Tracker,
+    Action, Assembler, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason,
+    Sender, Sent, Session, TooLarge, Tracker, Violation, encode_message,
 };
 use crate::telemetry::{Line, Metrics};
 
@@ -84,8 +84,8 @@ struct Set {
     principal: Option<Principal>,
     vars: Vec<(String, serde_json::Value)>,
     tls: bool,
-    /// The steps of the chain that its request did not meet the conditions of.
-    unmet: u64,
+    /// The conditions of the chain that its request did not meet.
+    unmet: Vec<String>,
 }
 
 impl Set {
@@ -168,8 +168,19 @@ struct Relay {
     keeper: Option<Keeper>,
     entry: Arc<Entry>,
     record: Box<Record>,
+    /// For sessions whose policies look at messages.
+    messages: Option<Box<Messages>>,
+    /// Held by the policies that are told something, so that they hear of one thing after the other.
+    turn: Option<Arc<tokio::sync::Mutex<()>>>,
     /// Dropped at the end, for those who wait for it.
     stoppers: Vec<oneshot::Sender<()>>,
+}
+
+/// Messages on their way to the policies.
+struct Messages {
+    exchange: Exchange,
+    /// By the leg that they come from.
+    assemblers: [Option<Assembler>; 2],
 }
 
 /// What makes it possible that another browser connection takes the place of a lost one.
@@ -365,10 +376,26 @@ impl Relay {
             timer: shared.clock.timer(now),
             keeper,
             entry: Arc::clone(&record.listed.entry),
+            turn: record.set.is_some().then(Arc::default),
             record,
+            messages: None,
             stoppers: Vec::new(),
             slot,
         }
+        .with_messages()
+    }
+
+    /// Looks at messages from now on, where a policy wants to see them.
+    fn with_messages(mut self) -> Self {
+        let Some(chain) = self.slot.worker().chain(&self.record.route) else { return self };
+        let assembler = |leg, sender| chain.messages(side(leg)).map(|limit| Assembler::new(sender, limit));
+        let assemblers = [assembler(Leg::Browser, Sender::Client), assembler(Leg::Upstream, Sender::Server)];
+        if assemblers.iter().any(Option::is_some)
+            && let Some(exchange) = self.exchange("")
+        {
+            self.messages = Some(Box::new(Messages { exchange, assemblers }));
+        }
+        self
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -478,8 +505,8 @@ impl Relay {
         let end = loop {
             let event = match self.legs[leg as usize].tracker.next(&mut bytes, &mut ends) {
                 Ok(None) => break None,
-                Ok(Some(Piece::Data(data))) => self.send_data(leg, data, &ends, cx.as_deref_mut()),
-                Ok(Some(Piece::Held(data))) => self.send_data(leg, &data, &ends, cx.as_deref_mut()),
+                Ok(Some(Piece::Data(data))) => self.carry(leg, data, &ends, cx.as_deref_mut()),
+                Ok(Some(Piece::Held(data))) => self.carry(leg, &data, &ends, cx.as_deref_mut()),
                 Ok(Some(Piece::Control(control))) => Some(Event::Control(leg, control)),
                 Err(violation) => Some(Event::Violated(leg, violation)),
             };
@@ -496,6 +523,58 @@ impl Relay {
             self.session.handle(worker.shared.clock.now(), Event::Moved);
         }
         end
+    }
+
+    /// Passes on bytes of data frames, as they are or as the policies want them.
+    fn carry(
+        &mut self,
+        from: Leg,
+        mut data: &[u8],
+        ends: &[usize],
+        cx: Option<&mut Context<'_>>,
+    ) -> Option<Event> {
+        let is_seen = self.messages.as_ref().is_some_and(|it| it.assemblers[from as usize].is_some());
+        let Some(mut messages) = self.messages.take_if(|_| is_seen) else {
+            return self.send_data(from, data, ends, cx);
+        };
+        let worker = self.slot.worker();
+        let chain = worker.chain(&self.record.route);
+        let Messages { exchange, assemblers } = &mut *messages;
+        let assembler = assemblers[from as usize].as_mut().expect("it was looked for");
+        let (mut out, mut ends, mut event) = (Vec::new(), Vec::new(), None);
+        while event.is_none() {
+            let (is_text, payload) = match assembler.next(&mut data) {
+                Ok(None) => break,
+                Ok(Some(message)) => message,
+                Err(TooLarge) => {
+                    let what = "a message that is larger than the policies look at";
+                    event = Some(Event::Violated(from, Violation { code: 1009, what }));
+                    break;
+                }
+            };
+            exchange.message =
+                Some(Message { from: side(from), is_text, payload: payload.into(), is_dropped: false });
+            let asked = chain
+                .as_ref()
+                .map_or(Ok(()), |it| it.run_now(Phase::SessionMessage, exchange, &worker.watch));
+            let message = exchange.message.take();
+            match (asked, message) {
+                (Ok(()), Some(message)) if !message.is_dropped => {
+                    let mask = (from == Leg::Browser).then(|| (rand_nonce() as u32).to_ne_bytes());
+                    encode_message(&mut out, message.is_text, &message.payload, mask);
+                    ends.push(out.len());
+                }
+                (Ok(()), _) => {}
+                (Err(Stop::Reject(rejection)), _) => {
+                    tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A message ends its session.");
+                    event = Some(Event::Refused(respond::close(&worker.rejected(rejection))));
+                }
+                (Err(Stop::Respond(_)), _) => {} // the chain does not let it
+            }
+        }
+        self.messages = Some(messages);
+        let sent = if out.is_empty() { None } else { self.send_data(from, &out, &ends, cx) };
+        sent.or(event)
     }
 
     /// Sends bytes of data frames to the other leg; an event when something came of it.
@@ -628,13 +707,36 @@ impl Relay {
     }
 
     /// Asks the policies of this moment about the session, beside it: they may wait, and the session goes on meanwhile.
-    /// Those that end it tell it so by mail.
+    /// They hear of its moments in order, each when the one before is over. Those that end it tell it so by mail.
     fn tell(&self, phase: Phase, cause: &'static str) {
         let worker = self.slot.worker();
         let Some(chain) = worker.chain(&self.record.route).filter(|it| it.has(phase)) else { return };
-        let Some(set) = &self.record.set else { return };
-        let Set { principal, vars, tls, unmet } = serde_json::from_str(set).unwrap_or_default();
-        let mut exchange = Exchange {
+        let Some(mut exchange) = self.exchange(cause) else { return };
+        let (entry, guard) = (Arc::clone(&self.entry), self.slot.relay_begins());
+        let Some(turn) = self.turn.clone() else { return };
+        tokio::task::spawn_local(async move {
+            let turn = match phase {
+                // Whoever is still busy with what came before is asked again soon.
+                Phase::SessionTick => turn.try_lock_owned().ok(),
+                _ => Some(turn.lock_owned().await),
+            };
+            if turn.is_none() {
+                return;
+            }
+            if let Err(Stop::Reject(rejection)) = chain.run(phase, &mut exchange, &worker.watch).await {
+                tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A session may not go on.");
+                let close = respond::close(&worker.rejected(rejection));
+                drop(entry.post(Mail::Refused(close))); // a session that has ended has no use for it
+            }
+            drop((turn, guard));
+        });
+    }
+
+    /// The session, as its plugins see it.
+    fn exchange(&self, cause: &'static str) -> Option<Exchange> {
+        let Set { principal, vars, tls, unmet } =
+            serde_json::from_str(self.record.set.as_ref()?).unwrap_or_default();
+        Some(Exchange {
             id: self.record.id.to_string(),
             client: self.record.client,
             path: self.record.path.to_string(),
@@ -647,16 +749,7 @@ impl Relay {
             session: self.facts(cause),
             unmet: Some(unmet),
             ..Exchange::default()
-        };
-        let (entry, guard) = (Arc::clone(&self.entry), self.slot.relay_begins());
-        tokio::task::spawn_local(async move {
-            if let Err(Stop::Reject(rejection)) = chain.run(phase, &mut exchange, &worker.watch).await {
-                tracing::debug!(request = %exchange.id, code = rejection.code.as_str(), cause = %rejection.cause(), "A session may not go on.");
-                let close = respond::close(&worker.rejected(rejection));
-                drop(entry.post(Mail::Refused(close))); // a session that has ended has no use for it
-            }
-            drop(guard);
-        });
+        })
     }
 
     /// Drops what the browser has received.
@@ -671,6 +764,11 @@ impl Relay {
     /// Lets go of the browser's connection; gives what is left of it, and whether another may take its place.
     fn let_go(&mut self) -> (LegState, bool) {
         self.forget_acknowledged();
+        if let Some(assembler) =
+            self.messages.as_mut().and_then(|it| it.assemblers[Leg::Browser as usize].as_mut())
+        {
+            assembler.forget(); // what it had begun does not come to its end
+        }
         let mut old = LegState::new(None, Sender::Client);
         std::mem::swap(&mut old, &mut self.legs[Leg::Browser as usize]);
         self.legs[Leg::Browser as usize].n_bytes = old.n_bytes;
@@ -889,6 +987,14 @@ impl Relay {
             }
         };
         join(linger(&mut browser, browser_waits), linger(&mut upstream, upstream_waits)).await;
+    }
+}
+
+/// Who sends what comes from a leg.
+fn side(leg: Leg) -> Side {
+    match leg {
+        Leg::Browser => Side::Browser,
+        Leg::Upstream => Side::Function,
     }
 }
 

@@ -14,7 +14,7 @@ use http::header::{
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderValue, Method, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::config::{Refusal, ResumeMode, Viewer};
@@ -35,9 +35,6 @@ use crate::lua::RouteChain;
 use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Stop};
 use crate::rejection::{Code, Rejection};
 use crate::session;
-
-/// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
-const EARLY: usize = 16 << 10;
 
 /// A session of fewer seconds may not be known to all of NVCF yet.
 const YOUNG: u64 = 5;
@@ -90,7 +87,12 @@ pub(crate) async fn serve(
 ) {
     let shared = &worker.shared;
     let started = shared.clock.now();
-    let admitted = match admit_browser(worker, &head, &mut exchange, &route).await {
+    let admitted = tokio::select! {
+        biased;
+        admitted = admit_browser(worker, &head, &mut exchange, &route) => admitted,
+        () = conn.gone(&mut early) => return left(worker, &mut exchange, &route, started),
+    };
+    let admitted = match admitted {
         Ok(it) => it,
         Err((stop, key)) => return refuse(worker, conn, &mut exchange, &route, stop, key, started).await,
     };
@@ -99,7 +101,11 @@ pub(crate) async fn serve(
     {
         Back::No(back, bytes, admitted, earlier) => {
             (conn, early) = (back, bytes);
-            let headers = admit::upstream_headers(worker, &route.chain, &mut exchange, &admitted.seat).await;
+            let headers = tokio::select! {
+                biased;
+                headers = admit::upstream_headers(worker, &route.chain, &mut exchange, &admitted.seat) => headers,
+                () = conn.gone(&mut early) => return left(worker, &mut exchange, &route, started),
+            };
             if let Err(stop) = headers {
                 let key = Some(admitted.accept_key);
                 return refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
@@ -424,7 +430,7 @@ async fn dial(
         admit::sign(shared, &route.resume, &mut headers, &admitted.function, ticket).map_err(stop)?;
         let dialled = tokio::select! {
             dialled = shared.dialer.upgrade(&admitted.target, headers, &offer) => dialled,
-            () = gone(conn, early) => return Err(Failure::BrowserGone),
+            () = conn.gone(early) => return Err(Failure::BrowserGone),
         };
         let (error, stale) = match (dialled, ticket) {
             (Ok(upgraded), _) => return Ok(Opened { upgraded, place }),
@@ -437,7 +443,7 @@ async fn dial(
             Some(pause) if age < YOUNG && forgets(&error) => {
                 tokio::select! {
                     () = shared.clock.sleep(*pause) => {}
-                    () = gone(conn, early) => return Err(Failure::BrowserGone),
+                    () = conn.gone(early) => return Err(Failure::BrowserGone),
                 }
             }
             _ => {
@@ -471,17 +477,6 @@ fn check_origin(allowed: Option<&[String]>, head: &RequestHead) -> Result<(), Co
         (Some(Ok(origin)), None) if allowed.iter().any(|it| it.eq_ignore_ascii_case(origin)) => Ok(()),
         _ => Err(Code::OriginRefused),
     }
-}
-
-/// Waits until the browser is gone, and keeps what it says meanwhile.
-async fn gone(conn: &mut Conn, early: &mut BytesMut) {
-    while early.len() < EARLY {
-        early.reserve(1024);
-        if !matches!(conn.read_buf(early).await, Ok(n) if n > 0) {
-            return;
-        }
-    }
-    std::future::pending().await
 }
 
 impl Place {

@@ -112,7 +112,7 @@ pub(crate) fn run(
                 Ok(()) = generations.changed() => {
                     let next = Arc::clone(&generations.borrow_and_update());
                     match Worker::new(idx, next) {
-                        Ok(worker) => drop(slot.current.replace(Rc::new(worker))),
+                        Ok(worker) => slot.current.replace(Rc::new(worker)).retire(),
                         Err(error) => tracing::error!(%error, "A worker could not take over a configuration."),
                     }
                 }
@@ -309,13 +309,21 @@ impl Worker {
             match self.shared.program.instantiate() {
                 Ok(routes) => {
                     tracing::warn!(worker = self.idx, "A Lua VM ran out of memory or time and was replaced.");
-                    *self.beside.borrow_mut() = begin_beside(&routes, self.idx);
+                    let is_retired = self.beside.borrow().is_none();
+                    if !is_retired {
+                        *self.beside.borrow_mut() = begin_beside(&routes, self.idx);
+                    }
                     *self.routes.borrow_mut() = Rc::new(routes);
                 }
                 Err(error) => tracing::error!(%error, "A Lua VM could not be replaced."),
             }
         }
         Rc::clone(&self.routes.borrow())
+    }
+
+    /// Another configuration holds now. Connections of this one may stay for long; what its plugins do beside them ends.
+    fn retire(&self) {
+        drop(self.beside.borrow_mut().take());
     }
 
     fn is_draining(&self) -> bool {

@@ -12,6 +12,7 @@ mod jwt;
 mod kv;
 mod lease;
 mod log;
+mod message;
 mod metrics;
 pub(crate) mod modules;
 mod oidc;
@@ -40,6 +41,7 @@ use crate::policy::{Decision, Exchange, Phase, Phases};
 use crate::rejection::Declared;
 
 pub(crate) use cache::Flights;
+pub(crate) use message::MessageHandle;
 pub(crate) use modules::Author;
 pub(crate) use request::RequestHandle;
 pub(crate) use response::ResponseHandle;
@@ -332,6 +334,11 @@ fn handles() -> Vec<Handle> {
             session::FUNCTIONS,
         ),
         method(
+            "message",
+            "A message of a session; `session_message` gets it as its second argument.",
+            message::FUNCTIONS,
+        ),
+        method(
             "tokens",
             "The principals of a token file: the value of a setting of the type `token-file`.",
             tokens::FUNCTIONS,
@@ -371,6 +378,7 @@ pub(crate) fn page() -> String {
             Phase::Init => "conf",
             Phase::UpstreamRequest => "request, upstream, conf",
             Phase::ResponseHeaders | Phase::Log => "request, response, conf",
+            Phase::SessionMessage => "request, message, conf",
             it if it.is_of_session() => "request, session, conf",
             _ => "request, conf",
         };
@@ -407,7 +415,7 @@ pub(crate) fn page() -> String {
 pub(crate) fn types() -> Vec<(String, String)> {
     const HEAD: &str = "-- Written by `make docs` from src/lua/api; do not edit.\n";
     let write = "a string takes every write";
-    let mut handles_page = format!("---@meta\n{HEAD}\n---@class streamgate.Decision\n");
+    let mut handles_page = format!("---@meta\n{HEAD}\n---@class streamgate.Decision\n\n{}", plugin_class());
     let mut pages = Vec::new();
     for handle in handles() {
         let class = format!("streamgate.{}{}", handle.name[..1].to_uppercase(), &handle.name[1..]);
@@ -425,26 +433,58 @@ pub(crate) fn types() -> Vec<(String, String)> {
     pages
 }
 
+/// What `plugin.lua` returns, for editors: a phase that there is not, or an argument of another one, is marked.
+fn plugin_class() -> String {
+    let mut class = String::from(
+        "---The table that `plugin.lua` returns.\n\
+         ---@class streamgate.Plugin\n\
+         ---@field configure? fun(conf: any): any\n\
+         ---@field self_test? fun(conf: any)\n",
+    );
+    for phase in Phase::ALL {
+        let request = if phase == Phase::Init { "" } else { "request: streamgate.Request, " };
+        let second = match phase {
+            Phase::UpstreamRequest => "upstream: streamgate.Upstream, ",
+            Phase::ResponseHeaders | Phase::Log => "response: streamgate.Response, ",
+            Phase::SessionMessage => "message: streamgate.Message, ",
+            it if it.is_of_session() => "session: streamgate.Session, ",
+            _ => "",
+        };
+        let result = if phase.may_reject() { ": streamgate.Decision?" } else { "" };
+        writeln!(class, "---@field {phase}? fun({request}{second}conf: any){result}")
+            .expect("a string takes every write");
+    }
+    class
+}
+
 fn stub(handle: &Handle, class: &str) -> String {
     let Handle { name: handle, doc, functions, dot } = handle;
     let write = "a string takes every write";
-    let mut page = format!("\n---{doc}\n---@class {class}\nlocal {handle} = {{}}\n");
+    let fields = match *handle {
+        "answer" => {
+            "---@field status integer\n---@field headers table<string, string> names in lower case\n---@field body string\n"
+        }
+        _ => "",
+    };
+    let mut page = format!("\n---{doc}\n---@class {class}\n{fields}local {handle} = {{}}\n");
     if *handle == "json" {
         page += "\n--- A null of JSON, which Lua has no value for.\njson.null = {}\n";
     }
     for it in *functions {
         writeln!(page, "\n---{}", doc_text(it.doc).replace('\n', "\n---")).expect(write);
         for (name, ty) in it.params {
-            let (name, ty) = match ty.strip_suffix('?') {
-                Some(ty) => (format!("{name}?"), ty),
-                None => ((*name).to_owned(), *ty),
+            let (name, ty) = match (ty.strip_suffix('?'), *ty) {
+                (Some(ty), _) => (format!("{name}?"), ty),
+                (None, "...") => ("...".to_owned(), "any"),
+                (None, ty) => ((*name).to_owned(), ty),
             };
             writeln!(page, "---@param {name} {ty}").expect(write);
         }
         for result in it.result.split(", ").filter(|it| *it != "nil") {
             writeln!(page, "---@return {result}").expect(write);
         }
-        let params: Vec<&str> = it.params.iter().map(|(name, _)| *name).collect();
+        let params: Vec<&str> =
+            it.params.iter().map(|(name, ty)| if *ty == "..." { "..." } else { name }).collect();
         writeln!(page, "function {handle}{dot}{}({}) end", it.name, params.join(", ")).expect(write);
     }
     page

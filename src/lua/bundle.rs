@@ -10,6 +10,7 @@ use crate::config::{Place, Problem};
 pub(crate) struct Bundle {
     pub(crate) name: String,
     pub(crate) files: BTreeMap<String, File>,
+    pub(crate) is_built_in: bool,
 }
 
 /// One file of a plugin.
@@ -65,6 +66,14 @@ pub(crate) static LIBRARY: &[(&str, &str)] = &[
 /// What specs may require besides.
 pub(crate) static SPEC_LIBRARY: (&str, &str) =
     ("streamgate.spec", include_str!("../../lua/streamgate/spec.lua"));
+
+/// What `streamgate plugin new` makes a plugin of: file names and texts.
+pub(crate) static TEMPLATE: &[(&str, &str)] = &[
+    ("plugin.lua", include_str!("../../plugins/_template/plugin.lua")),
+    ("schema.lua", include_str!("../../plugins/_template/schema.lua")),
+    ("spec.lua", include_str!("../../plugins/_template/spec.lua")),
+    ("README.md", include_str!("../../plugins/_template/README.md")),
+];
 
 /// Largest file of a plugin in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -123,7 +132,14 @@ impl Bundle {
                 return Err(format!("{} has no {needed}", folder.display()));
             }
         }
-        Ok(Bundle { name: name.to_owned(), files })
+        Ok(Bundle { name: name.to_owned(), files, is_built_in: false })
+    }
+
+    /// Reads the plugin of a folder, which has its name.
+    pub(crate) fn of_folder(folder: &Path) -> Result<Bundle, Problem> {
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let name = folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
+        Bundle::read(&name, &folder).map_err(|it| Problem::new(Place::file(&folder), name.as_str(), it))
     }
 
     /// A plugin that ships with the gateway.
@@ -132,7 +148,7 @@ impl Bundle {
             let path = Path::new("plugins").join(name).join(file);
             ((*file).to_owned(), File { path, text: (*text).to_owned() })
         });
-        Bundle { name: name.to_owned(), files: files.collect() }
+        Bundle { name: name.to_owned(), files: files.collect(), is_built_in: true }
     }
 
     /// A file that [`Bundle::read`] made sure of.
@@ -141,7 +157,8 @@ impl Bundle {
     }
 }
 
-fn is_name(text: &str) -> bool {
+/// Whether a plugin may have this name.
+pub(crate) fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 64
         && text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')

@@ -43,6 +43,27 @@ pub(crate) fn page() -> String {
     page
 }
 
+/// `docs/reference/plugins.schema.json`: what the steps of a chain may say, for editors and other tools.
+pub(crate) fn json_schema() -> String {
+    let watchdog = Watchdog::new();
+    let mut definitions = serde_json::Map::new();
+    for (name, files) in BUILT_IN {
+        let plugin = Plugin::load(Bundle::built_in(name, files), &watchdog);
+        let plugin = plugin.expect("a shipped plugin has a valid schema");
+        definitions.insert((*name).to_owned(), plugin.schema.to_json(name));
+    }
+    let references: Vec<serde_json::Value> =
+        definitions.keys().map(|it| serde_json::json!({ "$ref": format!("#/$defs/{it}") })).collect();
+    let names: Vec<&String> = definitions.keys().collect();
+    let schema = serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A step of a chain, with one of the plugins that ship with streamgate",
+        "oneOf": [{ "enum": names }, { "oneOf": references }],
+        "$defs": definitions,
+    });
+    format!("{schema:#}\n")
+}
+
 fn default(field: &Field) -> String {
     match (&field.default, &field.inherit) {
         // An empty list and an empty table are the same in Lua.
@@ -65,5 +86,10 @@ mod tests {
     #[test]
     fn the_reference_page_is_fresh() {
         assert_eq!(include_str!("../../docs/reference/plugins.md"), page(), "run `make docs`");
+        assert_eq!(
+            include_str!("../../docs/reference/plugins.schema.json"),
+            json_schema(),
+            "run `make docs`"
+        );
     }
 }

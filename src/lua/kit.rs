@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use mlua::{FromLuaMulti, Function, Lua};
+use mlua::{FromLuaMulti, Function, Lua, WeakLua};
 
 use crate::clock::Clock;
 use crate::lua::api::{Flights, Time};
 use crate::lua::budget::{Budget, Watchdog};
 use crate::lua::fetch::{Fetcher, Reason, Request, Response};
 use crate::lua::keys::Keys;
+use crate::lua::rocks::Rocks;
 use crate::lua::vm::Call;
 use crate::policy::{Meters, Natives, Setting, Settings};
 use crate::store::Store;
@@ -42,13 +43,15 @@ pub(crate) struct Kit {
     pub(crate) meters: Arc<dyn Meters>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) flights: Flights,
+    /// Modules that others have written.
+    pub(super) rocks: Arc<Rocks>,
     /// What plugins logged, for a spec.
     pub(crate) logged: Option<Logged>,
     web: Web,
     /// What `time.monotonic` counts from.
     began: Option<(Clock, Instant)>,
-    /// How a function is called that may wait.
-    driver: OnceCell<(Lua, Function, Duration)>,
+    /// How a function is called that may wait. What a VM's functions hold may not hold the VM.
+    driver: OnceCell<(WeakLua, Function, Duration)>,
 }
 
 /// Levels and messages.
@@ -93,7 +96,7 @@ impl Tools {
     }
 
     /// The tools of a worker's VM.
-    pub(crate) fn kit(&self, tls: Arc<rustls::ClientConfig>) -> Rc<Kit> {
+    pub(super) fn kit(&self, tls: Arc<rustls::ClientConfig>, rocks: Arc<Rocks>) -> Rc<Kit> {
         Rc::new(Kit {
             time: Time::Clock(self.clock.clone()),
             budget: self.watchdog.budget(),
@@ -101,6 +104,7 @@ impl Tools {
             meters: Arc::clone(&self.meters),
             keys: Arc::clone(&self.keys),
             flights: Flights::default(),
+            rocks,
             logged: None,
             web: Web::Real(Fetcher::new(tls, &self.clock)),
             began: Some((self.clock.clone(), self.began)),
@@ -132,6 +136,7 @@ impl Kit {
             meters: Arc::new(crate::policy::Uncounted),
             keys,
             flights: Flights::default(),
+            rocks: Arc::default(),
             logged: Some(logged),
             web,
             began: None,
@@ -141,13 +146,20 @@ impl Kit {
 
     /// Tells how functions are called in the VM that has these tools.
     pub(super) fn drive(&self, lua: &Lua, driver: Function, limit: Duration) {
-        drop(self.driver.set((lua.clone(), driver, limit))); // a kit has one VM
+        drop(self.driver.set((lua.weak(), driver, limit))); // a kit has one VM
     }
 
     /// Calls a function of a script that may wait, from within a function that waits.
     pub(super) fn call<R: FromLuaMulti + 'static>(&self, function: &Function) -> Call<R> {
         let (lua, driver, limit) = self.driver.get().expect("a VM tells its kit before it runs anything");
-        Call::new(driver, self.budget.clone(), *limit, lua, function, ())
+        Call::new(
+            driver,
+            self.budget.clone(),
+            *limit,
+            &lua.try_upgrade().expect("a function that runs has its VM"),
+            function,
+            (),
+        )
     }
 
     /// Seconds since some moment, which never go back.

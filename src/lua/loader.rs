@@ -14,14 +14,16 @@ use crate::clock::Clock;
 use crate::config::{
     self, Alternative, Entry, Node, Parse as _, Place, Plugins, Problem, Problems, Resume, Route,
 };
+use crate::lua::broken::Broken;
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, Finder};
 use crate::lua::kit::Tools;
+use crate::lua::rocks::Rocks;
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
     self, Chain, Failure, Field, Kind, Native, OnError, Pattern, Phase, Phases, Policy, References, Schema,
-    Settings, When, readings,
+    Settings, Wanted, When, readings,
 };
 use crate::rejection::Declared;
 
@@ -32,6 +34,12 @@ pub(crate) struct Program {
     memory: usize,
     budget: Duration,
     tools: Tools,
+    /// A plugin that cannot be loaded costs its own requests alone.
+    rejects_broken: bool,
+    /// What an operator should know although it is no reason to stop.
+    warnings: Vec<String>,
+    /// Modules that others have written.
+    rocks: Arc<Rocks>,
     /// What plugins trust in other services.
     web_tls: Arc<rustls::ClientConfig>,
 }
@@ -97,6 +105,8 @@ impl Program {
         let mut problems = Problems::new();
         let mut found: BTreeMap<String, Option<Arc<Plugin>>> = BTreeMap::new();
         let mut planned = Vec::new();
+        let rocks = Rocks::read(&plugins.modules).map_err(|more| problems.extend(more)).unwrap_or_default();
+        let mut warnings = Vec::new();
         for route in routes {
             let pattern = Pattern::parse(&route.path).map_err(|message| {
                 problems.push(Problem::new(
@@ -113,7 +123,17 @@ impl Program {
                     }
                     let loaded = finder.find(&step.plugin, &step.place).map_err(Problems::from);
                     let loaded = loaded.and_then(|it| Plugin::load(it, &tools.watchdog));
-                    loaded.map(Arc::new).map_err(|more| problems.extend(more)).ok()
+                    match loaded {
+                        Ok(plugin) => Some(Arc::new(plugin)),
+                        Err(more) if plugins.reject_broken => {
+                            warnings.push(told(&step.plugin, &more));
+                            Some(Arc::new(Plugin::native(&Broken::native(&step.plugin))))
+                        }
+                        Err(more) => {
+                            problems.extend(more);
+                            None
+                        }
+                    }
                 });
                 let Some(plugin) = plugin else { continue };
                 let earlier: Vec<&str> = steps.iter().map(|it| it.plugin.bundle.name.as_str()).collect();
@@ -124,9 +144,19 @@ impl Program {
                         problems.push(Problem::new(step.place.clone(), step.plugin.clone(), message));
                     }
                 }
-                match plan(plugin, step, from, plugins.timeout) {
+                let unread = config::Step { settings: Vec::new(), ..step.clone() };
+                let written = if plugin.is_broken() { &unread } else { step };
+                match plan(plugin, written, from, plugins.timeout) {
                     Ok(step) => steps.push(step),
                     Err(more) => problems.extend(more),
+                }
+            }
+            for (step, alternative) in steps.iter().filter_map(|it| Some((it, it.alternative?))) {
+                let mut members = steps.iter().filter(|it| it.alternative == Some(alternative));
+                let is_first = members.clone().next().is_some_and(|it| std::ptr::eq(it, step));
+                if is_first && !members.any(|it| it.plugin.schema.authenticates && !it.dry_run) {
+                    let message = "no plugin of this alternative authenticates, so nobody can pass by it";
+                    problems.push(Problem::new(step.place.clone(), format!("any_of: {}", step.id), message));
                 }
             }
             if let Ok(pattern) = pattern {
@@ -139,27 +169,40 @@ impl Program {
                 });
             }
         }
-        let program = Program {
+        let mut program = Program {
+            rejects_broken: plugins.reject_broken,
+            warnings,
             routes: planned,
             memory: plugins.memory,
             budget: plugins.budget,
             tools: tools.clone(),
+            rocks: Arc::new(rocks),
             web_tls,
         };
         if problems.is_empty() {
             // Running everything once finds what only running finds.
-            if let Err(more) = program.instantiate() {
-                problems.extend(more);
+            match program.instantiate_and_tell() {
+                Ok((_, more)) => program.warnings.extend(more),
+                Err(more) => problems.extend(more),
             }
         }
         problems.into_result().map(|()| program)
     }
 
     /// The chains of all routes in a VM of their own, for one worker.
+    ///
+    /// # Errors
+    /// When a plugin cannot be made, or memory is too short.
     pub(crate) fn instantiate(&self) -> Result<Routes, Problems> {
+        self.instantiate_and_tell().map(|(routes, _)| routes)
+    }
+
+    /// The same, and what was wrong with the plugins whose requests are rejected.
+    fn instantiate_and_tell(&self) -> Result<(Routes, Vec<String>), Problems> {
+        let mut warnings = Vec::new();
         let failed =
             |place: &Place, subject: &str, message: String| Problem::new(place.clone(), subject, message);
-        let kit = self.tools.kit(Arc::clone(&self.web_tls));
+        let kit = self.tools.kit(Arc::clone(&self.web_tls), Arc::clone(&self.rocks));
         let vm = Vm::new(self.memory, self.budget, kit)
             .map_err(|it| Problems::from(failed(&Place::Nowhere, "plugins.memory", describe(&it).detail)))?;
         let mut problems = Problems::new();
@@ -182,6 +225,10 @@ impl Program {
                 };
                 match made {
                     Ok(policy) => steps.push((step.alternative, step.with(policy))),
+                    Err(message) if self.rejects_broken => {
+                        warnings.push(told(name, &located(&step.place, name, message).into()));
+                        steps.push((step.alternative, step.with(Broken::policy(name))));
+                    }
                     Err(message) => problems.push(located(&step.place, name, message)),
                 }
             }
@@ -192,12 +239,39 @@ impl Program {
                 chain: Rc::new(assemble(steps)),
             });
         }
-        problems.into_result().map(|()| Routes { routes, vm, at_work, clock: self.tools.clock.clone() })
+        let clock = self.tools.clock.clone();
+        problems.into_result().map(|()| (Routes { routes, vm, at_work, clock }, warnings))
     }
 
-    /// The routes in which no plugin authenticates, with the place where each was written.
+    /// What an operator should know although it is no reason to stop.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Routes, steps and plugins as JSON, for the admin endpoint.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        let mut plugins: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
+        let routes: Vec<serde_json::Value> = self
+            .routes
+            .iter()
+            .map(|route| {
+                for step in &route.steps {
+                    plugins.entry(&step.plugin.bundle.name).or_insert_with(|| step.plugin.describe());
+                }
+                let steps: Vec<serde_json::Value> = route.steps.iter().map(Step::describe).collect();
+                serde_json::json!({ "path": route.path, "chain": steps })
+            })
+            .collect();
+        let plugins: Vec<serde_json::Value> = plugins.into_values().collect();
+        serde_json::json!({ "routes": routes, "plugins": plugins })
+    }
+
+    /// The routes in which a request may pass that no plugin has authenticated, with the place where each was written.
     pub(crate) fn open_routes(&self) -> impl Iterator<Item = (&str, &Place)> {
-        let authenticates = |it: &Step| it.plugin.schema.authenticates && !it.dry_run && it.when.is_always();
+        // A group lets nobody in whom none of its alternatives has authenticated.
+        let authenticates = |it: &Step| {
+            it.alternative.is_some() || (it.plugin.schema.authenticates && !it.dry_run && it.when.is_always())
+        };
         self.routes
             .iter()
             .filter(move |it| !it.steps.iter().any(authenticates))
@@ -258,8 +332,26 @@ impl Step {
             when: self.when.clone(),
             timeout: self.timeout,
             dry_run: self.dry_run,
+            authenticates: self.plugin.schema.authenticates,
             ..policy::Step::new(&self.plugin.bundle.name, policy)
         }
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let mut step = serde_json::json!({
+            "id": self.id,
+            "plugin": self.plugin.bundle.name,
+            "on_error": self.on_error.name(),
+            "timeout_seconds": self.timeout.as_secs_f64(),
+            "dry_run": self.dry_run,
+        });
+        if !self.when.written.is_empty() {
+            step["when"] = self.when.written.as_str().into();
+        }
+        if let Some(Alternative { group, idx }) = self.alternative {
+            step["any_of"] = serde_json::json!({ "group": group, "alternative": idx });
+        }
+        step
     }
 
     fn shown(&self) -> String {
@@ -382,8 +474,13 @@ async fn run_beside(instance: &Instance, clock: &Clock, is_first_worker: bool) {
     let failed = |failure: Failure, what: &str| {
         tracing::error!(plugin = %instance.plugin(), kind = failure.kind.name(), detail = %failure.detail, "{what}");
     };
-    if let Err(failure) = instance.init().await {
-        return failed(failure, "A plugin's init failed; its timers do not run.");
+    match clock.timeout(LONGEST_TIMER, instance.init()).await {
+        Some(Ok(())) => {}
+        Some(Err(failure)) => return failed(failure, "A plugin's init failed; its timers do not run."),
+        None => {
+            tracing::error!(plugin = %instance.plugin(), "A plugin's init took too long and was stopped; its timers do not run.");
+            return;
+        }
     }
     let timers = instance.timers().into_iter().filter(|(_, once, _)| is_first_worker || !once);
     let each = timers.map(|(every, _, run)| async move {
@@ -441,12 +538,37 @@ impl Plugin {
         Ok(Plugin { bundle: Arc::new(bundle), schema, native: None })
     }
 
+    /// Whether it stands for one that could not be loaded.
+    fn is_broken(&self) -> bool {
+        self.native.is_some() && self.schema.summary == Broken::native("").schema().summary
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let source = match (&self.native, self.bundle.files.get("plugin.lua")) {
+            (Some(_), _) if self.is_broken() => "broken".to_owned(),
+            (Some(_), _) => "native".to_owned(),
+            (None, Some(file)) if self.bundle.is_built_in => format!("built in: {}", file.path.display()),
+            (None, Some(file)) => file.path.display().to_string(),
+            (None, None) => String::new(),
+        };
+        let phases: Vec<&str> = self.schema.phases.iter().map(Phase::name).collect();
+        serde_json::json!({
+            "name": self.bundle.name,
+            "summary": self.schema.summary,
+            "source": source,
+            "phases": phases,
+        })
+    }
+
     /// One that is not of Lua files.
     fn native(native: &Arc<dyn Native>) -> Plugin {
-        let bundle = Bundle { name: native.name().to_owned(), files: BTreeMap::new() };
+        let bundle = Bundle { name: native.name().to_owned(), files: BTreeMap::new(), is_built_in: false };
         Plugin { bundle: Arc::new(bundle), schema: native.schema(), native: Some(Arc::clone(native)) }
     }
 }
+
+/// Largest message that a plugin may ask for, in bytes.
+const MOST_MESSAGE: u64 = 1 << 20;
 
 /// What a schema may take to be read: it is a table.
 const READING: Duration = Duration::from_millis(500);
@@ -547,25 +669,27 @@ fn conditions(node: &Node, may_exclude: bool) -> Result<When, Problems> {
         let (key, node) = (entry.key.as_str(), &entry.node);
         match key {
             "method" => {
-                for name in texts(node).unwrap_or_default() {
+                let names = texts(node).unwrap_or_default();
+                if names.is_empty() {
+                    note(&node.place, key, "expected a method or a list of them");
+                }
+                for name in names {
                     match http::Method::from_bytes(name.as_bytes()) {
                         Ok(method) => when.methods.push(method),
                         Err(_) => note(&node.place, key, "expected methods, such as \"POST\""),
                     }
                 }
-                if when.methods.is_empty() {
-                    note(&node.place, key, "expected a method or a list of them");
-                }
             }
             "path" => {
-                for path in texts(node).unwrap_or_default() {
+                let paths = texts(node).unwrap_or_default();
+                if paths.is_empty() {
+                    note(&node.place, key, "expected a pattern of paths or a list of them");
+                }
+                for path in paths {
                     match Pattern::parse(&path) {
                         Ok(pattern) => when.paths.push(pattern),
                         Err(message) => note(&node.place, key, &message),
                     }
-                }
-                if when.paths.is_empty() {
-                    note(&node.place, key, "expected a pattern of paths or a list of them");
                 }
             }
             "header" | "claim" => {
@@ -632,8 +756,15 @@ fn texts(node: &Node) -> Option<Vec<String>> {
     }
 }
 
+/// What is said of a plugin whose requests are rejected.
+fn told(name: &str, problems: &Problems) -> String {
+    let text = problems.to_string();
+    let (mistakes, _count) = text.trim_end().rsplit_once('\n').unwrap_or((&text, ""));
+    format!("the plugin {name} could not be loaded, so requests that would ask it are rejected:\n{mistakes}")
+}
+
 /// A message of Lua that begins with `path:line:` is placed there.
-fn located(place: &Place, subject: &str, message: String) -> Problem {
+pub(super) fn located(place: &Place, subject: &str, message: String) -> Problem {
     let mut parts = message.splitn(3, ':');
     if let (Some(path), Some(line), Some(rest)) = (parts.next(), parts.next(), parts.next())
         && let Ok(line) = line.parse()
@@ -661,6 +792,7 @@ impl SchemaReader<'_> {
                 "phases",
                 "on_error",
                 "authenticates",
+                "messages",
                 "security",
                 "fields",
                 "rejections",
@@ -683,6 +815,7 @@ impl SchemaReader<'_> {
         let after = self.texts(table, "after");
         let fields = self.fields(table);
         let rejections = self.rejections(table);
+        let messages = self.messages(table, phases);
         let asks = phases.contains(Phase::Authenticate);
         let authenticates = match table.raw_get::<Value>("authenticates") {
             Ok(Value::Boolean(it)) if !it || asks => it,
@@ -698,6 +831,7 @@ impl SchemaReader<'_> {
         self.problems.into_result().map(|()| Schema {
             summary,
             authenticates,
+            messages,
             phases,
             on_error,
             fields,
@@ -778,6 +912,42 @@ impl SchemaReader<'_> {
             fields.push(Field { name, kind, required, default, inherit, min, max, doc });
         }
         fields
+    }
+
+    /// Which messages it wants to see.
+    fn messages(&mut self, table: &Table, phases: Phases) -> Wanted {
+        let wants = phases.contains(Phase::SessionMessage);
+        let said = match table.raw_get::<Value>("messages") {
+            Ok(Value::Table(it)) if wants => it,
+            Ok(Value::Nil) if !wants => return Wanted::default(),
+            _ => {
+                let example = "`messages = { from = \"browser\", max = \"64KiB\" }`";
+                self.problem(
+                    "messages",
+                    format!("expected {example} with the phase session_message, and not without it"),
+                );
+                return Wanted::default();
+            }
+        };
+        self.known(&said, "messages", &["from", "max"]);
+        let from = self.text(&said, "from");
+        let max = self.text(&said, "max").map(config::Value::Text);
+        let max =
+            max.and_then(|it| config::Size::parse(&it).ok()).filter(|it| (1..=MOST_MESSAGE).contains(&it.0));
+        let Some(max) = max else {
+            self.problem("max", "`max` is a size up to 1MiB, such as \"64KiB\"");
+            return Wanted::default();
+        };
+        let max = Some(max.0 as usize);
+        match from.as_deref() {
+            Some("browser") => Wanted { browser: max, function: None },
+            Some("function") => Wanted { browser: None, function: max },
+            Some("both") => Wanted { browser: max, function: max },
+            _ => {
+                self.problem("from", "`from` is \"browser\", \"function\" or \"both\"");
+                Wanted::default()
+            }
+        }
     }
 
     /// A bound of a setting: a number, or written like the setting itself.

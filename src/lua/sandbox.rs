@@ -12,6 +12,7 @@ use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 use crate::lua::api::{Author, misuse, modules};
 use crate::lua::budget::{self, Budget};
 use crate::lua::bundle::{Bundle, LIBRARY};
+use crate::lua::rocks::{Found, Rocks};
 use crate::lua::strings;
 
 /// Coroutines that are kept for the next phases that may wait.
@@ -94,6 +95,8 @@ pub(super) fn chunk(lua: &Lua, path: &str, text: &str, env: &Table) -> mlua::Res
 /// What `require` finds for one plugin: the library for authors, then the plugin's own files.
 pub(super) struct Modules {
     pub(super) bundle: std::sync::Arc<Bundle>,
+    /// What others have written.
+    pub(super) rocks: std::sync::Arc<Rocks>,
     /// Further modules, for specs.
     pub(super) extra: Vec<(&'static str, &'static str)>,
 }
@@ -106,9 +109,18 @@ impl Modules {
         if let Some(file) = self.bundle.files.get(&format!("{name}.lua")) {
             return Ok((file.path.display().to_string(), file.text.clone()));
         }
+        match self.rocks.find(name) {
+            Some(Found::Text(path, text)) => return Ok((path.display().to_string(), text.to_owned())),
+            Some(Found::InC) => {
+                return Err(misuse(format!(
+                    "require: {name} is a module in C, which plugins cannot load: it could do anything to the gateway; look for one in Lua, or in the library"
+                )));
+            }
+            None => {}
+        }
         let known: Vec<&str> = LIBRARY.iter().map(|(it, _)| *it).chain(modules::names()).collect();
         Err(misuse(format!(
-            "require: no module {name:?}; there are {}, and the files of the plugin's own folder",
+            "require: no module {name:?}; there are {}, the files of the plugin's own folder, and the trees of `plugins.modules`",
             known.join(", ")
         )))
     }

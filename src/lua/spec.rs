@@ -25,12 +25,13 @@ use crate::lua::fetch::{Reason, Request, Response, Stage};
 use crate::lua::jose::{Algorithm, Signer};
 use crate::lua::keys::Keys;
 use crate::lua::kit::{Hosts, Kit, Logged, Web};
+use crate::lua::lines::{FileLines, Lines};
 use crate::lua::loader::{Plugin, assemble, plan};
 use crate::lua::vm::{Instance, Vm, describe};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
-    self, Chain, Exchange, Offer, Outcome, Phase, References, ResponseHead, SessionFacts, Setting, Stop,
-    Watch, passed_on,
+    self, Chain, Exchange, Message, Offer, Outcome, Phase, References, ResponseHead, SessionFacts, Setting,
+    Side, Stop, Watch, passed_on,
 };
 use crate::secret::Secret;
 use crate::store::Store;
@@ -41,6 +42,8 @@ pub(crate) struct Report {
     pub(crate) plugin: String,
     /// Each test, with what went wrong.
     pub(crate) tests: Vec<(String, Option<String>)>,
+    /// The lines of the plugin's files, when they were asked for.
+    pub(crate) lines: Vec<FileLines>,
 }
 
 /// Memory of a VM in which tests run.
@@ -71,10 +74,13 @@ struct World {
     web: RefCell<Option<Function>>,
     requests: RefCell<Option<Table>>,
     signers: RefCell<BTreeMap<String, Signer>>,
+    /// What notes the lines that run.
+    lines: Option<Rc<Lines>>,
 }
 
-/// Runs `spec.lua` of one plugin. The error is about the plugin or the file as a whole.
-pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
+/// Runs `spec.lua` of one plugin, and notes its lines when they are asked for. The error is about the plugin or the file
+/// as a whole.
+pub(crate) fn run(bundle: Bundle, with_lines: bool) -> Result<Report, Problems> {
     let watchdog = Watchdog::new();
     let plugin = Arc::new(Plugin::load(bundle, &watchdog)?);
     let name = plugin.bundle.name.clone();
@@ -86,6 +92,7 @@ pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
     let failed = |error: &mlua::Error| wrong(describe(error).detail);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let clock = Clock::paused();
+    let lines = with_lines.then(|| Lines::new(&plugin.bundle).map(Rc::new)).transpose().map_err(&wrong)?;
     let world = Rc::new(World {
         plugin: Arc::clone(&plugin),
         watchdog,
@@ -100,10 +107,11 @@ pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
         web: RefCell::default(),
         requests: RefCell::default(),
         signers: RefCell::default(),
+        lines,
     });
     let vm = Vm::new(MEMORY, CALL, world.kit()).map_err(|it| failed(&it))?;
     let suite = vm.guarded(TEST, || load(&vm, &world, &path, &file.text)).map_err(|it| wrong(it.detail))?;
-    let mut report = Report { plugin: name.clone(), tests: Vec::new() };
+    let mut report = Report { plugin: name.clone(), tests: Vec::new(), lines: Vec::new() };
     let tests: Table = suite.raw_get("tests").map_err(|it| failed(&it))?;
     for test in tests.sequence_values::<Table>() {
         let test = test.map_err(|it| failed(&it))?;
@@ -114,13 +122,15 @@ pub(crate) fn run(bundle: Bundle) -> Result<Report, Problems> {
     }
     // The functions of the spec end before their VM does.
     world.reset();
+    report.lines = world.lines.as_ref().map(|it| it.take()).unwrap_or_default();
     Ok(report)
 }
 
 fn load(vm: &Rc<Vm>, world: &Rc<World>, path: &str, text: &str) -> mlua::Result<Table> {
     let lua = &vm.lua;
     let plugin = &world.plugin;
-    let modules = sandbox::Modules { bundle: Arc::clone(&plugin.bundle), extra: vec![SPEC_LIBRARY] };
+    let (bundle, rocks) = (Arc::clone(&plugin.bundle), Arc::clone(&vm.kit.rocks));
+    let modules = sandbox::Modules { bundle, rocks, extra: vec![SPEC_LIBRARY] };
     let author = vm.author("spec", Hosts::default());
     let env = vm.environment(&author, &Rc::new(modules))?;
     // `require "streamgate.harness"` finds what is preloaded here.
@@ -441,6 +451,9 @@ impl Bench {
         };
         let from = SpecReferences { files: Rc::clone(&world.files), texts: Rc::clone(&world.texts) };
         let vm = Vm::new(MEMORY, CALL, world.kit())?;
+        if let Some(lines) = &world.lines {
+            lines.watch(&vm.lua)?;
+        }
         let (mut planned, mut instances) = (Vec::new(), Vec::new());
         let failed = |it: Problems| mlua::Error::runtime(it.to_string());
         for step in &steps {
@@ -576,6 +589,16 @@ fn exchange(request: &Table) -> mlua::Result<Exchange> {
         };
         exchange.function = session.raw_get("function_id")?;
     }
+    if let Some(message) = request.raw_get::<Option<Table>>("message")? {
+        let text = |key: &str| message.raw_get::<Option<String>>(key);
+        let payload = message.raw_get::<Option<LuaString>>("payload")?;
+        exchange.message = Some(Message {
+            from: if text("from")?.as_deref() == Some("function") { Side::Function } else { Side::Browser },
+            is_text: text("kind")?.as_deref() != Some("binary"),
+            payload: payload.map_or_else(Bytes::new, |it| Bytes::copy_from_slice(&it.as_bytes())),
+            is_dropped: false,
+        });
+    }
     if let Some(id) = request.raw_get::<Option<String>>("session_id")? {
         exchange.session.id = Some(id);
     }
@@ -655,6 +678,11 @@ fn outcome(
     }
     set.raw_set("function_id", exchange.function.as_deref())?;
     set.raw_set("function_version_id", exchange.version.as_deref())?;
+    if let Some(message) = exchange.message.as_ref().filter(|it| !it.is_dropped) {
+        let table = lua.create_table()?;
+        table.raw_set("payload", lua.create_string(&message.payload)?)?;
+        out.raw_set("message", table)?;
+    }
     let logged = lua.create_table()?;
     for (level, message) in world.logged.borrow().iter() {
         let line = lua.create_table()?;
@@ -691,7 +719,7 @@ mod tests {
         let mut n_tests = 0;
         for (name, _) in BUILT_IN {
             let bundle = finder.find(name, &Place::Nowhere).expect("it is built in");
-            let report = run(bundle).unwrap_or_else(|it| panic!("{name}: {it}"));
+            let report = run(bundle, false).unwrap_or_else(|it| panic!("{name}: {it}"));
             for (what, failure) in &report.tests {
                 assert!(failure.is_none(), "{name} {what}: {}", failure.as_deref().unwrap_or_default());
                 n_tests += 1;

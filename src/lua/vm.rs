@@ -12,14 +12,15 @@ use mlua::ffi::lua_State;
 use mlua::{AnyUserData, FromLuaMulti, Function, IntoLuaMulti, Lua, Table, Value};
 
 use crate::lua::api::{
-    Author, CHOICE, Live, Misuse, RequestHandle, ResponseHandle, SessionHandle, Slot, UpstreamHandle,
+    Author, CHOICE, Live, MessageHandle, Misuse, RequestHandle, ResponseHandle, SessionHandle, Slot,
+    UpstreamHandle,
 };
 use crate::lua::budget::{Budget, Entered, SPENT};
 use crate::lua::bundle::Bundle;
 use crate::lua::kit::{Hosts, Kit};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
-    Answer, Decision, Exchange, Failure, FailureKind, Phase, Phases, Policy, Schema, Settings,
+    Answer, Decision, Exchange, Failure, FailureKind, Phase, Phases, Policy, Schema, Settings, Wanted,
 };
 use crate::rejection::Declared;
 
@@ -38,6 +39,7 @@ pub(crate) struct Vm {
     upstream: AnyUserData,
     response: AnyUserData,
     session: AnyUserData,
+    message: AnyUserData,
     /// It ran out of memory or time: what its scripts left behind cannot be trusted.
     spent: Cell<bool>,
 }
@@ -48,6 +50,7 @@ pub(crate) struct Instance {
     author: Rc<Author>,
     functions: [Option<Function>; Phase::ALL.len()],
     phases: Phases,
+    messages: Wanted,
     conf: Value,
     codes: Rc<[Arc<Declared>]>,
 }
@@ -94,6 +97,7 @@ impl Vm {
             upstream: lua.create_userdata(UpstreamHandle(Rc::clone(&slot)))?,
             response: lua.create_userdata(ResponseHandle(Rc::clone(&slot)))?,
             session: lua.create_userdata(SessionHandle(Rc::clone(&slot)))?,
+            message: lua.create_userdata(MessageHandle(Rc::clone(&slot)))?,
             lua,
             kit,
             slot,
@@ -232,7 +236,8 @@ impl Instance {
         schema: &Schema,
         settings: &Settings,
     ) -> Result<Rc<Instance>, String> {
-        let modules = Rc::new(sandbox::Modules { bundle: Arc::clone(bundle), extra: Vec::new() });
+        let rocks = Arc::clone(&vm.kit.rocks);
+        let modules = Rc::new(sandbox::Modules { bundle: Arc::clone(bundle), rocks, extra: Vec::new() });
         let author = vm.author(&bundle.name, Hosts::of_settings(settings));
         let file = bundle.file("plugin.lua");
         let path = file.path.display().to_string();
@@ -259,7 +264,17 @@ impl Instance {
             match (name.as_str(), Phase::find(&name), function) {
                 (CONFIGURE, _, Some(function)) => configure = Some(function),
                 (SELF_TEST, _, Some(function)) => self_test = Some(function),
-                (_, Some(phase), Some(function)) => functions[phase as usize] = Some(function),
+                (_, Some(phase), Some(function)) => {
+                    // Before a session had phases of its own, `session_tick` got `conf` where the session is now.
+                    let info = function.info();
+                    if phase.is_of_session() && info.num_params == 2 && !info.is_vararg {
+                        let second = if phase == Phase::SessionMessage { "message" } else { "session" };
+                        return Err(format!(
+                            "{path}: {phase} gets request, {second} and conf, and the function takes two arguments"
+                        ));
+                    }
+                    functions[phase as usize] = Some(function);
+                }
                 _ => {
                     let phases: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
                     return Err(format!(
@@ -300,7 +315,15 @@ impl Instance {
             })
             .map_err(|it| it.detail)?;
         let codes = schema.rejections.clone().into();
-        Ok(Rc::new(Instance { vm: Rc::clone(vm), author, functions, phases: schema.phases, conf, codes }))
+        Ok(Rc::new(Instance {
+            vm: Rc::clone(vm),
+            author,
+            functions,
+            phases: schema.phases,
+            messages: schema.messages,
+            conf,
+            codes,
+        }))
     }
 
     fn run(&self, phase: Phase, exchange: &mut Exchange) -> Result<Decision, Failure> {
@@ -336,6 +359,7 @@ impl Instance {
         match phase {
             Phase::UpstreamRequest => Some(&self.vm.upstream),
             Phase::ResponseHeaders | Phase::Log => Some(&self.vm.response),
+            Phase::SessionMessage => Some(&self.vm.message),
             it if it.is_of_session() => Some(&self.vm.session),
             _ => None,
         }
@@ -419,6 +443,10 @@ fn verdict(
 impl Policy for Rc<Instance> {
     fn phases(&self) -> Phases {
         self.phases
+    }
+
+    fn messages(&self) -> Wanted {
+        self.messages
     }
 
     fn call<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange) -> Answer<'a> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::policy::{Decision, Exchange, LocalResponse, Phase, Phases, When};
+use crate::policy::{Decision, Exchange, LocalResponse, Phase, Phases, Side, Wanted, When};
 use crate::rejection::{Code, Rejection};
 
 /// A plugin at work in one worker.
@@ -15,6 +15,11 @@ use crate::rejection::{Code, Rejection};
 pub trait Policy {
     /// The phases in which it wants to be asked.
     fn phases(&self) -> Phases;
+
+    /// Which messages it wants to see in `session_message`: none, unless it says so.
+    fn messages(&self) -> Wanted {
+        Wanted::default()
+    }
 
     /// Asks it.
     fn call<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange) -> Answer<'a>;
@@ -119,6 +124,8 @@ pub struct Step {
     pub timeout: Duration,
     /// What it decides and changes is logged, and nothing else becomes of it.
     pub dry_run: bool,
+    /// Whether it finds out who is asking: one that only counts lets nobody in.
+    pub authenticates: bool,
     /// The plugin.
     pub policy: Box<dyn Policy>,
 }
@@ -157,10 +164,22 @@ impl Chain {
         self.steps.iter().any(|it| it.policy.phases().contains(phase))
     }
 
-    /// Which steps a request does not meet the conditions of, to be kept with its session: its headers are gone by then.
-    pub fn unmet(&self, exchange: &Exchange) -> u64 {
-        let steps = self.steps.iter().enumerate().take(64);
-        steps.filter(|(_, it)| !it.when.holds_for_request(exchange)).fold(0, |bits, (idx, _)| bits | 1 << idx)
+    /// The largest message of a side that plugins want to see; `None` when none wants to see any.
+    pub fn messages(&self, side: Side) -> Option<usize> {
+        let wanting = self.steps.iter().filter(|it| it.policy.phases().contains(Phase::SessionMessage));
+        wanting.filter_map(|it| it.policy.messages().of(side)).min()
+    }
+
+    /// The conditions that a request does not meet, as they were written, to be kept with its session: its headers are gone
+    /// by then, and its chain may be another one after a reload.
+    pub fn unmet(&self, exchange: &Exchange) -> Vec<String> {
+        let mut unmet: Vec<String> = Vec::new();
+        for step in self.steps.iter().filter(|it| !it.when.holds_for_request(exchange)) {
+            if !unmet.contains(&step.when.written) {
+                unmet.push(step.when.written.clone());
+            }
+        }
+        unmet
     }
 
     /// Asks all plugins of a phase, until one stops the request.
@@ -196,6 +215,9 @@ impl Chain {
             if self.is_asked(idx, phase, exchange) {
                 self.steps[idx].ask_now(phase, exchange, watch)?;
             }
+            if exchange.message.as_ref().is_some_and(|it| it.is_dropped) {
+                break; // nobody else has to judge it
+            }
         }
         Ok(())
     }
@@ -205,8 +227,13 @@ impl Chain {
         if !step.policy.phases().contains(phase) {
             return false;
         }
-        let meets_request = match exchange.unmet {
-            Some(unmet) => unmet & (1 << idx.min(63)) == 0,
+        if let Some(message) = exchange.message.as_ref().filter(|_| phase == Phase::SessionMessage)
+            && step.policy.messages().of(message.from).is_none()
+        {
+            return false;
+        }
+        let meets_request = match &exchange.unmet {
+            Some(unmet) => !unmet.contains(&step.when.written),
             None => step.when.holds_for_request(exchange),
         };
         meets_request && step.when.holds_for_principal(exchange)
@@ -218,14 +245,19 @@ impl Chain {
         exchange: &mut Exchange,
         watch: &W,
     ) -> Result<(), Stop> {
-        let (principal, function, vars) =
-            (exchange.principal.clone(), exchange.function.clone(), exchange.vars.clone());
+        let (principal, function, version, vars) = (
+            exchange.principal.clone(),
+            exchange.function.clone(),
+            exchange.version.clone(),
+            exchange.vars.clone(),
+        );
         let mut refusal: Option<Stop> = None;
         for alternative in &group.alternatives {
-            let (mut n_asked, mut result) = (0, Ok(()));
+            let (mut is_known, mut result) = (false, Ok(()));
             for idx in alternative.clone() {
                 if self.is_asked(idx, Phase::Authenticate, exchange) {
-                    n_asked += 1;
+                    // One that only counts, or is on trial, lets nobody in.
+                    is_known |= self.steps[idx].authenticates && !self.steps[idx].dry_run;
                     result = self.steps[idx].ask(Phase::Authenticate, exchange, watch).await;
                     if result.is_err() {
                         break;
@@ -233,12 +265,13 @@ impl Chain {
                 }
             }
             match result {
-                Ok(()) if n_asked > 0 => return Ok(()),
-                Ok(()) => {}
+                Ok(()) if is_known => return Ok(()),
+                Ok(()) => {} // nobody of this alternative has found out who is asking
                 Err(stop) => {
                     // What a plugin found out before it refused is not known of the next one's principal.
                     exchange.principal.clone_from(&principal);
                     exchange.function.clone_from(&function);
+                    exchange.version.clone_from(&version);
                     exchange.vars.clone_from(&vars);
                     refusal = Some(match refusal {
                         None => stop,
@@ -292,6 +325,7 @@ impl Step {
             when: When::default(),
             timeout: DEFAULT_TIMEOUT,
             dry_run: false,
+            authenticates: policy.phases().contains(Phase::Authenticate),
             policy,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 
-use crate::policy::{Offer, Principal};
+use crate::policy::{Message, Offer, Principal};
 
 /// One request and its response: what the browser said, what was found out, what goes upstream, what comes back.
 #[derive(Clone, Debug)]
@@ -46,8 +46,10 @@ pub struct Exchange {
     pub code: Option<String>,
     /// The session, in the phases of one; only its id from `upstream_request` on.
     pub session: SessionFacts,
-    /// In the phases of a session: the steps of the chain whose conditions its request did not meet, a bit each.
-    pub unmet: Option<u64>,
+    /// The message, in `session_message`.
+    pub message: Option<Message>,
+    /// In the phases of a session: the conditions of the chain that its request did not meet, as they were written.
+    pub unmet: Option<Vec<String>>,
 }
 
 /// What plugins are told about a session.
@@ -97,6 +99,7 @@ impl Default for Exchange {
             response: ResponseHead::default(),
             code: None,
             session: SessionFacts::default(),
+            message: None,
             unmet: None,
         }
     }

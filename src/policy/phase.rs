@@ -22,6 +22,8 @@ pub enum Phase {
     ResponseHeaders,
     /// A session has begun.
     SessionOpen,
+    /// A message goes through a session.
+    SessionMessage,
     /// A session is open; is it still right?
     SessionTick,
     /// A session lost its browser.
@@ -40,7 +42,7 @@ pub struct Phases(u16);
 
 impl Phase {
     /// All phases, in the order in which they run.
-    pub const ALL: [Phase; 13] = [
+    pub const ALL: [Phase; 14] = [
         Phase::Init,
         Phase::OnRequest,
         Phase::Authenticate,
@@ -49,6 +51,7 @@ impl Phase {
         Phase::UpstreamRequest,
         Phase::ResponseHeaders,
         Phase::SessionOpen,
+        Phase::SessionMessage,
         Phase::SessionTick,
         Phase::SessionPark,
         Phase::SessionResume,
@@ -67,6 +70,7 @@ impl Phase {
             Phase::UpstreamRequest => "upstream_request",
             Phase::ResponseHeaders => "response_headers",
             Phase::SessionOpen => "session_open",
+            Phase::SessionMessage => "session_message",
             Phase::SessionTick => "session_tick",
             Phase::SessionPark => "session_park",
             Phase::SessionResume => "session_resume",
@@ -82,7 +86,7 @@ impl Phase {
 
     /// Whether a plugin may reject the request here, or end the session.
     pub const fn may_reject(self) -> bool {
-        self.may_respond() || matches!(self, Phase::SessionTick)
+        self.may_respond() || matches!(self, Phase::SessionTick | Phase::SessionMessage)
     }
 
     /// Whether a plugin may answer the request here.
@@ -99,7 +103,7 @@ impl Phase {
 
     /// Whether a plugin may wait here, for a network or a timer.
     pub const fn may_wait(self) -> bool {
-        !matches!(self, Phase::OnRequest | Phase::ResponseHeaders | Phase::Log)
+        !matches!(self, Phase::OnRequest | Phase::ResponseHeaders | Phase::SessionMessage | Phase::Log)
     }
 
     /// Whether the phase is about an open session rather than a request.
@@ -107,6 +111,7 @@ impl Phase {
         matches!(
             self,
             Phase::SessionOpen
+                | Phase::SessionMessage
                 | Phase::SessionTick
                 | Phase::SessionPark
                 | Phase::SessionResume
@@ -116,7 +121,7 @@ impl Phase {
 
     /// Whether something waits for the answer. Where nothing does, the phase runs beside the session.
     pub const fn is_awaited(self) -> bool {
-        !self.is_of_session() || matches!(self, Phase::SessionTick)
+        !self.is_of_session() || matches!(self, Phase::SessionTick | Phase::SessionMessage)
     }
 
     /// What the phase is for, for the reference page.
@@ -139,6 +144,9 @@ impl Phase {
             }
             Phase::SessionOpen => {
                 "A session has begun: both sides have their 101. It does not wait for the plugin."
+            }
+            Phase::SessionMessage => {
+                "A message goes through a session, from a side and of a size that the plugin asks for in its schema (`messages`). It may be replaced or dropped; a rejection ends the session. Without a plugin that asks, no message is looked at."
             }
             Phase::SessionTick => {
                 "A session is open, since `sessions.tick` or longer. A rejection ends it: the browser gets a Close frame with the code of a refusal."

@@ -9,7 +9,7 @@ use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::config::{Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value};
-use crate::policy::{OnError, Phases, Tokens};
+use crate::policy::{OnError, Phases, Tokens, Wanted};
 use crate::rejection::Declared;
 use crate::secret::Secret;
 
@@ -24,6 +24,8 @@ pub struct Schema {
     pub authenticates: bool,
     /// What becomes of a request when it fails, unless the chain says otherwise.
     pub on_error: OnError,
+    /// Which messages it wants to see in `session_message`.
+    pub messages: Wanted,
     /// Its settings.
     pub fields: Vec<Field>,
     /// The codes it may reject with, besides the gateway's own.

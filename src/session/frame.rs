@@ -73,11 +73,11 @@ const MAX_HEADER: usize = 14;
 /// Bytes of an encoded control frame, at most.
 const MAX_ENCODED: usize = 2 + 4 + MAX_CONTROL;
 
-struct Header {
-    opcode: u8,
-    fin: bool,
-    mask: Option<[u8; 4]>,
-    payload: u64,
+pub(super) struct Header {
+    pub(super) opcode: u8,
+    pub(super) fin: bool,
+    pub(super) mask: Option<[u8; 4]>,
+    pub(super) payload: u64,
     /// Bytes of the header itself.
     len: usize,
 }
@@ -220,6 +220,13 @@ impl Tracker {
         self.in_message = !header.fin;
         self.left = header.payload;
         self.n_data_frames += 1;
+    }
+
+    /// Reads the header of a data frame that a tracker has let through; `None` when it is not whole.
+    pub(super) fn read(sender: Sender, bytes: &[u8]) -> Option<Header> {
+        // Whether a frame continues a message was checked already.
+        let in_message = bytes.first().is_some_and(|it| it & 0x0f == 0);
+        Tracker { in_message, ..Tracker::new(sender) }.header(bytes).ok().flatten()
     }
 
     /// Reads a header and checks it against the rules of the protocol; `None` when it is not whole.

@@ -1,4 +1,4 @@
-//! The admin endpoints: `/metrics`, `/healthz`, `/readyz`, `/admin/sessions`.
+//! The admin endpoints: `/metrics`, `/healthz`, `/readyz`, `/admin/sessions`, `/admin/plugins`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,7 +33,14 @@ pub(crate) trait Sessions: Send + Sync {
     async fn end(&self, id: &str) -> bool;
 }
 
+/// What the admin endpoints know of the gateway's plugins.
+pub(crate) trait Policies: Send + Sync {
+    /// Routes, chains, plugins, and how the last reload went.
+    fn describe(&self) -> serde_json::Value;
+}
+
 struct AdminState {
+    policies: Arc<dyn Policies>,
     sessions: Arc<dyn Sessions>,
     metrics: Metrics,
     token: Option<Secret>,
@@ -46,6 +53,7 @@ impl Admin {
         config: &config::Admin,
         taken: Option<std::net::TcpListener>,
         sessions: Arc<dyn Sessions>,
+        policies: Arc<dyn Policies>,
         metrics: &Metrics,
         ready: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
@@ -54,7 +62,8 @@ impl Admin {
             None => TcpListener::bind(config.address).await?.into_std()?,
         };
         let address = listener.local_addr()?;
-        let state = AdminState { sessions, metrics: metrics.clone(), token: config.token.clone(), ready };
+        let token = config.token.clone();
+        let state = AdminState { policies, sessions, metrics: metrics.clone(), token, ready };
         Ok(Admin { listener, address, state: Arc::new(state) })
     }
 
@@ -74,6 +83,7 @@ impl Admin {
             .route("/metrics", get(metrics))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
+            .route("/admin/plugins", get(plugins))
             .route("/admin/sessions", get(list))
             .route("/admin/sessions/{id}", delete(end))
             .with_state(self.state);
@@ -107,6 +117,11 @@ impl AdminState {
 async fn list(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
     let list = || Json(serde_json::json!({ "sessions": state.sessions.list() })).into_response();
     state.refusal(&headers).unwrap_or_else(list)
+}
+
+async fn plugins(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
+    let describe = || Json(state.policies.describe()).into_response();
+    state.refusal(&headers).unwrap_or_else(describe)
 }
 
 async fn end(State(state): State<Arc<AdminState>>, Path(id): Path<String>, headers: HeaderMap) -> Response {

@@ -355,3 +355,207 @@ async fn plugins_bring_their_tests_along() {
     let ended = run(&["plugin", "test", "nowhere"], &[]).await;
     assert!(ended.code == Some(1) && ended.stderr.contains("nowhere"), "{ended:?}");
 }
+
+#[tokio::test]
+async fn a_new_plugin_works_and_can_stand_in_a_chain() {
+    let folder = Folder::new();
+    let plugins = folder.path().join("plugins").display().to_string();
+    let made =
+        run(&["plugin", "new", "my-tenants", "--phase", "authorize,session_tick", "--in", &plugins], &[])
+            .await;
+    assert!(made.code == Some(0) && made.stdout.contains("authorize, session_tick"), "{made:?}");
+    let tested = run(&["plugin", "test", &format!("{plugins}/my-tenants")], &[]).await;
+    assert!(tested.code == Some(0) && tested.stdout.contains("2 passed, 0 failed"), "{tested:?}");
+    let file = folder.write("streamgate.toml", "[[route]]\npath = \"/**\"\nchain = [\"my-tenants\"]\n");
+    let env = sample("grpc.example");
+    let checked = run(&["check", "--explain", "--config", &file.display().to_string()], &env).await;
+    assert!(checked.code == Some(0), "{checked:?}");
+    assert!(checked.stdout.contains("authorize         my-tenants\n"), "{}", checked.stdout);
+
+    let again = run(&["plugin", "new", "my-tenants", "--in", &plugins], &[]).await;
+    assert!(again.code == Some(1) && again.stderr.contains("exists"), "{again:?}");
+    for name in ["", "My-Plugin", "../away", "a_b", "7up", "-x", "cors", &"a".repeat(65)] {
+        let refused = run(&["plugin", "new", "--in", &plugins, "--", name], &[]).await;
+        assert!(refused.code == Some(2) && refused.stdout.is_empty(), "{name:?}: {refused:?}");
+    }
+    let refused = run(&["plugin", "new", "other", "--phase", "sometimes", "--in", &plugins], &[]).await;
+    assert!(refused.code == Some(2) && refused.stderr.contains("session_tick"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(&plugins).expect("it was made").count(), 1);
+}
+
+#[tokio::test]
+async fn plugins_are_listed_with_what_is_wrong_with_them() {
+    let folder = Folder::new();
+    folder.write(
+        "mine/good/schema.lua",
+        "return { summary = \"Does nothing.\", phases = { \"on_request\", \"log\" } }",
+    );
+    folder.write("mine/good/plugin.lua", "return { on_request = function(request) end }");
+    folder.write("mine/cors/schema.lua", "return { summary = \"Another one.\", phases = { \"log\" } }");
+    folder.write("mine/cors/plugin.lua", "return { log = function() end }");
+    folder.write("mine/_draft/plugin.lua", "nothing yet");
+    folder.write("mine/notes.md", "Notes.");
+    let config = folder.write("streamgate.toml", "[plugins]\npaths = [\"mine\"]\n");
+    let mine = folder.path().join("mine").display().to_string();
+    for args in [vec![mine.as_str()], vec!["--config", config.to_str().expect("a path")]] {
+        let told = run(&[&["plugin", "list"], args.as_slice()].concat(), &[]).await;
+        assert_eq!((told.code, told.stderr.as_str()), (Some(0), ""), "{told:?}");
+        let line = |name: &str, from: &str| {
+            let found = told.stdout.lines().find(|it| it.starts_with(name) && it.contains(from));
+            found.unwrap_or_else(|| panic!("no {name} from {from} in {}", told.stdout)).to_owned()
+        };
+        assert!(line("good ", "mine/good").ends_with("on_request, log; Does nothing."));
+        assert!(line("cors ", "mine/cors").ends_with("Another one."));
+        assert!(line("cors ", "built in").contains("not used"));
+        assert!(line("bearer-auth ", "built in").contains("authenticate"));
+        assert!(!told.stdout.contains("_draft"));
+    }
+
+    folder.write("mine/good/plugin.lua", "--- It is broken.\nreturn {{ }\n");
+    folder.write("mine/Bad_Name/plugin.lua", "return {}");
+    folder.write("mine/half/plugin.lua", "return {}");
+    folder.write("mine/odd/plugin.lua", "return {}");
+    folder.write("mine/odd/schema.lua", "return { phases = { \"never\" } }");
+    let told = run(&["plugin", "list", &mine], &[]).await;
+    assert!(told.code == Some(1) && told.stderr.contains("4 plugins are broken"), "{told:?}");
+    for part in [
+        "good/plugin.lua:3",
+        "not a plugin's name",
+        "has no schema.lua",
+        "unknown phase \"never\"",
+        "summary",
+    ] {
+        assert!(told.stdout.contains(part), "{part} is missing in:\n{}", told.stdout);
+    }
+    let told = run(&["plugin", "list", "--config", "nowhere.toml"], &[]).await;
+    assert!(told.code == Some(2) && told.stderr.contains("nowhere.toml"), "{told:?}");
+}
+
+#[tokio::test]
+async fn tests_tell_which_lines_they_have_not_run() {
+    let folder = Folder::new();
+    folder.write(
+        "half/schema.lua",
+        "return { summary = \"Half.\", phases = { \"on_request\", \"authenticate\" } }",
+    );
+    folder.write(
+        "half/plugin.lua",
+        "--- A plugin.\n\
+         local kv = require \"streamgate.kv\"\n\
+         local more = require \"more\"\n\
+         local M = {}\n\
+         function M.on_request(request)\n\
+           if request:path() == \"/no\" then\n\
+             return request:reject \"auth.forbidden\"\n\
+           end\n\
+         end\n\
+         function M.authenticate(request)\n\
+           kv.get \"a\"\n\
+           more.waits()\n\
+         end\n\
+         return M\n",
+    );
+    folder.write(
+        "half/more.lua",
+        "--- A module.\nlocal M = {}\nfunction M.waits()\n  return 1\nend\nfunction M.never()\n  local x = 1\n  return x\nend\nreturn M\n",
+    );
+    folder.write(
+        "half/spec.lua",
+        "local spec = require \"streamgate.spec\"\n\
+         return spec.plugin(\"half\", {}, function(it)\n\
+           it(\"lets all pass\", function(plugin) spec.passed(plugin:request { path = \"/\" }) end)\n\
+         end)\n",
+    );
+    let half = folder.path().join("half").display().to_string();
+    let plain = run(&["plugin", "test", &half], &[]).await;
+    assert!(plain.code == Some(0) && !plain.stdout.contains("lines"), "{plain:?}");
+    let told = run(&["plugin", "test", &half, "--coverage"], &[]).await;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    // `authenticate` may wait, so it runs in a coroutine.
+    for part in [
+        "lines 5/7 of more.lua, 71.4 %; missed 7-8\n",
+        "lines 9/10 of plugin.lua, 90.0 %; missed 7\n",
+        "14 of 17 lines were run",
+    ] {
+        assert!(told.stdout.contains(part), "{part} is missing in:\n{}", told.stdout);
+    }
+    let enough = run(&["plugin", "test", &half, "--coverage", "--at-least", "71"], &[]).await;
+    assert_eq!(enough.code, Some(0), "{enough:?}");
+    let few = run(&["plugin", "test", &half, "--coverage", "--at-least", "80"], &[]).await;
+    assert!(few.code == Some(1) && few.stderr.contains("more.lua: 71.4 % is less than 80 %"), "{few:?}");
+    assert!(!few.stderr.contains("plugin.lua"), "{few:?}");
+    let alone = run(&["plugin", "test", &half, "--at-least", "80"], &[]).await;
+    assert_eq!(alone.code, Some(2), "{alone:?}");
+}
+
+#[tokio::test]
+async fn what_a_plugin_costs_is_measured_for_each_phase() {
+    let folder = Folder::new();
+    let tokens = folder.write("tokens.toml", &format!("[ada]\ntoken = {TOKEN:?}\n"));
+    let settings = format!("tokens = \"file:{}\"", tokens.display());
+    let bench = ["plugin", "bench", "bearer-auth", "--seconds", "1", "--settings", &settings];
+    for (token, ending) in [(TOKEN, "continue"), ("another", "reject auth.unknown_token")] {
+        let told = run(&[&bench[..], &["--token", token]].concat(), &[]).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        let figures = |phase: &str| {
+            let line = told.stdout.lines().find(|it| it.starts_with(&format!("{phase} ")));
+            let line = line.unwrap_or_else(|| panic!("no {phase} in {}", told.stdout));
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [call, empty, bytes] = [1, 2, 3].map(|it| fields[it].parse::<u64>().expect("a number"));
+            (call, empty, bytes, fields[4..].join(" "))
+        };
+        let (call, empty, bytes, ends) = figures("authenticate");
+        assert!(call > empty && empty > 0 && bytes > 0, "{}", told.stdout);
+        assert_eq!(ends, ending);
+        assert!(figures("session_tick").0 > 0);
+        assert!(!told.stdout.contains(TOKEN), "a token is printed");
+    }
+
+    // The request is what the user says it is.
+    folder.write("mine/asks/schema.lua", "return { summary = \"Asks.\", phases = { \"on_request\" } }");
+    folder.write(
+        "mine/asks/plugin.lua",
+        "return { on_request = function(request)\n\
+           local is_it = request:header \"x-a\" == \"b=c\" and request:path() == \"/p\" and request:query() == \"q=1\"\n\
+           return request:respond(is_it and 200 or 404)\n\
+         end }",
+    );
+    let asks = folder.path().join("mine/asks").display().to_string();
+    let request = ["--seconds", "1", "--path", "/p?q=1", "--header", "x-a=b=c"];
+    let told = run(&[&["plugin", "bench", &asks], &request[..]].concat(), &[]).await;
+    assert!(told.code == Some(0) && told.stdout.contains("respond 200"), "{told:?}");
+
+    folder.write("mine/asks/plugin.lua", "return { on_request = function(request) error \"is over\" end }");
+    let failed = run(&["plugin", "bench", &asks, "--seconds", "1"], &[]).await;
+    assert!(failed.code == Some(2) && failed.stderr.contains("plugin.lua:1: is over"), "{failed:?}");
+    let unset = run(&["plugin", "bench", "bearer-auth"], &[]).await;
+    assert!(unset.code == Some(2) && unset.stderr.contains("tokens"), "{unset:?}");
+    let wrong = run(&["plugin", "bench", "cors", "--settings", "a = "], &[]).await;
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("--settings:1"), "{wrong:?}");
+    let none = run(&["plugin", "bench", "no-such"], &[]).await;
+    assert!(none.code == Some(2) && none.stderr.contains("no such plugin"), "{none:?}");
+}
+
+#[tokio::test]
+async fn editors_get_the_types_of_the_api() {
+    let folder = Folder::new();
+    let (types, workspace) = (folder.path().join("lua/types"), folder.path().display().to_string());
+    let args = ["plugin", "types", types.to_str().expect("a path"), "--workspace", &workspace];
+    let told = run(&args, &[]).await;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    for file in ["streamgate.lua", "streamgate/kv.lua", "streamgate/token.lua", "streamgate/spec.lua"] {
+        let text = std::fs::read_to_string(types.join(file)).unwrap_or_else(|it| panic!("{file}: {it}"));
+        assert!(text.starts_with("---"), "{file}");
+    }
+    let settings = folder.path().join(".luarc.json");
+    let written = std::fs::read_to_string(&settings).expect("it is written");
+    let json: Value = serde_json::from_str(&written).expect("JSON");
+    assert_eq!(
+        (&json["runtime.version"], &json["workspace.library"][0]),
+        (&"Lua 5.4".into(), &"lua/types".into())
+    );
+    std::fs::write(&settings, "{}").expect("it can be written");
+    let told = run(&args, &[]).await;
+    assert!(told.code == Some(0) && told.stdout.contains("is there already"), "{told:?}");
+    assert_eq!(std::fs::read_to_string(&settings).expect("it is there"), "{}", "what the user wrote stays");
+}

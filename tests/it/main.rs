@@ -7,15 +7,22 @@
 
 mod support;
 
+mod broken;
 mod browser;
+mod chain;
 mod cli;
 mod docker;
 mod docs;
+mod editor;
 mod embed;
+mod events;
 mod frontdoor;
 mod handshake;
 mod hostile;
 mod http;
+mod library;
+mod messages;
+mod modules;
 mod plugins;
 mod reload;
 mod replicas;

@@ -137,7 +137,7 @@ async fn what_a_plugin_may_not_do_fails_closed() {
             "a rejection of a response",
             "response_headers",
             "return request:reject \"auth.missing_token\"",
-            "request:reject can be called in on_request, authenticate, authorize, select, upstream_request, session_tick, not in response_headers",
+            "request:reject can be called in on_request, authenticate, authorize, select, upstream_request, session_message, session_tick, not in response_headers",
         ),
         (
             "a principal without id",

@@ -8,6 +8,7 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod service;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use streamgate::clock::Clock;
 
 pub use gateway::Gateway;
 pub use raw::{Answer, Client};
+pub use service::Service;
 pub use upstream::{Leg, Upstream};
 
 /// The key that goes upstream. No log may ever have it.

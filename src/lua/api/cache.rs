@@ -17,6 +17,13 @@ use crate::store::VALUE_MAX;
 #[derive(Default)]
 pub(crate) struct Flights(RefCell<BTreeMap<Vec<u8>, Arc<Mutex<()>>>>);
 
+/// Somebody who asks for a key or waits for it, until the answer comes or nobody wants it any more.
+struct Flight<'a> {
+    flights: &'a Flights,
+    name: &'a [u8],
+    lock: Arc<Mutex<()>>,
+}
+
 module! {
     "cache" "What need not be asked again for a while: values of JSON's kind, kept like those of `kv`.";
 
@@ -35,14 +42,13 @@ module! {
             return Ok((convert::from_json(&lua, &value)?, Value::Nil));
         }
         let flight = kit.flights.enter(&name);
-        let turn = flight.lock().await;
+        let turn = flight.lock.lock().await;
         let again: Option<serde_json::Value> = kept(kit.store.get(kit.monotonic(), &name).await.ok().flatten());
         let result = match again {
             Some(value) => Ok((convert::from_json(&lua, &value)?, Value::Nil)),
             None => load(&author, &name, ttl, loader).await,
         };
         drop(turn);
-        kit.flights.leave(&name, flight);
         result
     }
 
@@ -76,13 +82,16 @@ async fn load(
 }
 
 impl Flights {
-    fn enter(&self, name: &[u8]) -> Arc<Mutex<()>> {
-        Arc::clone(self.0.borrow_mut().entry(name.to_vec()).or_default())
+    fn enter<'a>(&'a self, name: &'a [u8]) -> Flight<'a> {
+        let lock = Arc::clone(self.0.borrow_mut().entry(name.to_vec()).or_default());
+        Flight { flights: self, name, lock }
     }
+}
 
-    fn leave(&self, name: &[u8], flight: Arc<Mutex<()>>) {
-        if Arc::strong_count(&flight) <= 2 {
-            self.0.borrow_mut().remove(name); // nobody else waits
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.lock) <= 2 {
+            self.flights.0.borrow_mut().remove(self.name); // nobody else waits
         }
     }
 }

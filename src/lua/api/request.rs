@@ -19,21 +19,21 @@ handle! {
     RequestHandle "request";
 
     /// The id of the request: what the log and the body of an error show.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("log.info(\"seen \" .. request:id())")]
     fn id(lua, live) -> LuaString {
         lua.create_string(&live.exchange.id)
     }
 
     /// The method, in capitals.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("if request:method() == \"GET\" then … end")]
     fn method(lua, live) -> LuaString {
         lua.create_string(live.exchange.method.as_str())
     }
 
     /// The path as it was sent, without the query.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("local tenant = request:path():match \"^/([^/]+)/\"")]
     fn path(lua, live) -> LuaString {
         lua.create_string(&live.exchange.path)
@@ -96,21 +96,21 @@ handle! {
     }
 
     /// The browser's IP address.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("local ip = request:client_ip()")]
     fn client_ip(lua, live) -> LuaString {
         lua.create_string(live.exchange.client.ip().to_string())
     }
 
     /// Whether the browser's connection is encrypted.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("local scheme = request:is_tls() and \"https\" or \"http\"")]
     fn is_tls(_lua, live) -> bool {
         Ok(live.exchange.tls)
     }
 
     /// Whether the request opens a WebSocket.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("if request:is_websocket() then … end")]
     fn is_websocket(_lua, live) -> bool {
         Ok(live.exchange.websocket)
@@ -124,14 +124,14 @@ handle! {
     }
 
     /// The pattern of the route that the request took.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("local route = request:route()")]
     fn route(lua, live) -> LuaString {
         lua.create_string(&live.exchange.route)
     }
 
     /// What was set under that name: `principal`, `function_id`, or what another plugin set.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | SessionOpen | SessionMessage | SessionTick | SessionPark | SessionResume | SessionEnd | Log)]
     #[example("local principal = request:get \"principal\"")]
     fn get(lua, live, name: LuaString) -> Value {
         let exchange = &live.exchange;
@@ -170,7 +170,7 @@ handle! {
 
     /// Refuses the request, or ends the session. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
     /// schema declares; `headers` go with the answer, each a string or a list of them. Return what it gives: `return request:reject(…)`.
-    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | SessionTick)]
+    #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | SessionMessage | SessionTick)]
     #[example("return request:reject \"auth.missing_token\"")]
     fn reject(_lua, live, code: LuaString, headers: Option<Table>) -> Choice {
         let name = code.to_str()?;
