@@ -23,6 +23,7 @@ mod http;
 mod library;
 mod messages;
 mod modules;
+mod oidc;
 mod plugins;
 mod reload;
 mod replicas;

@@ -4,6 +4,7 @@ pub mod chromium;
 pub mod gateway;
 pub mod life;
 pub mod log;
+pub mod oidc;
 pub mod process;
 pub mod proxy;
 pub mod raw;
