@@ -2,23 +2,8 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderValue};
-use streamgate::internals::LuaChain;
-use streamgate::policy::{Exchange, Outcome, Phase, Watch};
-
-/// Nobody looks.
-struct Unwatched;
-
-impl Watch for Unwatched {
-    type Started = ();
-
-    fn before(&self) {}
-
-    fn after(&self, _: &str, _: Phase, (): (), _: Outcome<'_>) {}
-
-    fn elapsed(&self, _: std::time::Duration) -> std::pin::Pin<Box<dyn Future<Output = ()> + '_>> {
-        Box::pin(std::future::pending())
-    }
-}
+use streamgate::internals::{LuaChain, Unwatched};
+use streamgate::policy::{Exchange, Phase};
 
 const PHASES: [Phase; 5] =
     [Phase::OnRequest, Phase::Authenticate, Phase::Authorize, Phase::Select, Phase::UpstreamRequest];

@@ -1,18 +1,21 @@
 //! What the benches of this repository measure and nobody else is promised.
 
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{Env, Parts, Problems, Sources};
 use crate::gateway::Loaded;
 use crate::lua::{Routes, Tools};
-use crate::policy::{Chain, Natives};
+use crate::policy::{Chain, Natives, Outcome, Phase, Watch};
 
 /// A chain of plugins in Lua, with the VM that it runs in.
 pub struct LuaChain {
     chain: Rc<Chain>,
-    _routes: Routes,
+    routes: Routes,
 }
 
 impl LuaChain {
@@ -35,6 +38,11 @@ impl LuaChain {
         let folder = Folder::new();
         folder.write("tokens.toml", tokens);
         folder.load(chain)
+    }
+
+    /// The memory that its VM uses, in bytes.
+    pub fn memory(&self) -> usize {
+        self.routes.memory()
     }
 
     /// The chain.
@@ -65,7 +73,7 @@ impl Folder {
         let tools = Tools::for_check(&Clock::system(), &Natives::new());
         let routes = Loaded::new(&parts, &tools)?.program.instantiate()?;
         let chain = Rc::clone(&routes.fallback().expect("there is one route").chain);
-        Ok(LuaChain { chain, _routes: routes })
+        Ok(LuaChain { chain, routes })
     }
 }
 
@@ -78,5 +86,47 @@ impl Drop for Folder {
 impl std::fmt::Debug for LuaChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.chain.fmt(f)
+    }
+}
+
+/// Looks at nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    type Started = ();
+
+    fn before(&self) {}
+
+    fn after(&self, _: &str, _: Phase, (): (), _: Outcome<'_>) {}
+
+    fn elapsed(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Exchange;
+
+    #[test]
+    fn calls_that_wait_leave_nothing_behind() {
+        let schema = "return { summary = \"Counts.\", phases = { \"authenticate\" } }";
+        let plugin = "local kv = require \"streamgate.kv\"\nlocal time = require \"streamgate.time\"\nreturn { authenticate = function() kv.incr \"n\" end }";
+        let chain = LuaChain::of_plugin(schema, plugin).expect("a plugin");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut exchange = Exchange::default();
+        let mut most = [0; 2];
+        for most in &mut most {
+            for n in 0..40_000 {
+                let run = chain.chain().run(Phase::Authenticate, &mut exchange, &Unwatched);
+                runtime.block_on(run).expect("nobody refuses");
+                if n % 100 == 0 {
+                    *most = chain.memory().max(*most);
+                }
+            }
+        }
+        assert!(most[1] < most[0] * 3 / 2, "from {} to {} bytes", most[0], most[1]);
     }
 }
