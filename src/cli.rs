@@ -149,7 +149,10 @@ fn check(options: &CheckOptions) -> Result<(), Failure> {
 /// Runs what a configuration asks for until a signal comes.
 fn serve(file: &File, role: Role) -> Result<(), Failure> {
     let clock = Clock::system();
+    let before = reload::Look::of(file, None);
     let config = App::resolve(&file.sources()?, role, &clock)?;
+    let seen =
+        if before.still_holds() { reload::Look::of(file, Some(&config)) } else { reload::Look::default() };
     telemetry::install_log(&config.log).map_err(Problems::from)?;
     runtime()?.block_on(async {
         let stop = stop_signal()?;
@@ -170,7 +173,7 @@ fn serve(file: &File, role: Role) -> Result<(), Failure> {
             }
         }
         if let Some(reloader) = app.reloader() {
-            tokio::spawn(reload::Watcher::new(file.clone(), loaded, reloader, clock)?.run());
+            tokio::spawn(reload::Watcher::new(file.clone(), loaded, seen, reloader, clock)?.run());
         }
         app.run(stop).await;
         tracing::info!("Stopped.");

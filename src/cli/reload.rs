@@ -18,8 +18,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const DEPTH: usize = 3;
 
 /// The files that a configuration was made of, and what they looked like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Look(Vec<(PathBuf, Option<(SystemTime, u64)>)>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Look(Vec<(PathBuf, Option<(SystemTime, u64)>)>);
 
 /// Watches for reasons to reload, for ever.
 pub(super) struct Watcher {
@@ -28,63 +28,15 @@ pub(super) struct Watcher {
     reloader: Reloader,
     clock: Clock,
     loaded: Config,
+    /// What the files looked like before they were read. Of no file, when one has changed meanwhile: then all are read again.
+    seen: Look,
 }
 
-impl Watcher {
-    pub(super) fn new(file: File, loaded: Config, reloader: Reloader, clock: Clock) -> Result<Self, Failure> {
-        let hangups = signal(SignalKind::hangup())
-            .map_err(|it| Failure::new(format!("signals cannot be received: {it}")))?;
-        Ok(Watcher { hangups, file, reloader, clock, loaded })
-    }
-
-    pub(super) async fn run(mut self) {
-        let (mut known, mut last) = (self.look(), self.look());
-        loop {
-            let watches = self.loaded.gateway.as_ref().is_some_and(|it| it.reload);
-            let why = tokio::select! {
-                hangup = self.hangups.recv() => match hangup {
-                    Some(()) => "SIGHUP",
-                    None => return,
-                },
-                () = self.clock.sleep(LOOK), if watches => {
-                    let now = self.look();
-                    let is_settled = now == std::mem::replace(&mut last, now.clone());
-                    if !is_settled || now == known {
-                        continue;
-                    }
-                    "a changed file"
-                }
-            };
-            match self.reload() {
-                Ok(warnings) => {
-                    for warning in warnings {
-                        tracing::warn!("{warning}.");
-                    }
-                    tracing::info!(why, "The configuration was loaded again.");
-                }
-                Err(failure) => {
-                    tracing::error!(
-                        why,
-                        "The configuration stays as it was; the new one has mistakes:\n{failure}"
-                    );
-                }
-            }
-            known = self.look();
-            last = known.clone();
-        }
-    }
-
-    fn reload(&mut self) -> Result<Vec<String>, Failure> {
-        let config = self.file.sources().and_then(|it| Ok(App::resolve(&it, Role::Gateway, &self.clock)?));
-        let config = config.inspect_err(|it| self.reloader.failed(&it.to_string()))?;
-        let warnings = self.reloader.reload(config.clone())?;
-        self.loaded = config;
-        Ok(warnings)
-    }
-
-    fn look(&self) -> Look {
-        let mut paths: Vec<PathBuf> = self.file.config.iter().cloned().collect();
-        if let Some(gateway) = &self.loaded.gateway {
+impl Look {
+    /// The files of a configuration that is about to be loaded.
+    pub(super) fn of(file: &File, config: Option<&Config>) -> Look {
+        let mut paths: Vec<PathBuf> = file.config.iter().cloned().collect();
+        if let Some(gateway) = config.and_then(|it| it.gateway.as_ref()) {
             let parts = &gateway.parts;
             if let Some(Tls::Files { certificate, key }) = &parts.tls {
                 paths.extend([certificate.clone(), key.clone()]);
@@ -104,11 +56,86 @@ impl Watcher {
             }
         }
         paths.sort();
+        Look::at(paths)
+    }
+
+    fn at(paths: Vec<PathBuf>) -> Look {
         let describe = |path: PathBuf| {
             let found = std::fs::metadata(&path).ok().and_then(|it| Some((it.modified().ok()?, it.len())));
             (path, found)
         };
         Look(paths.into_iter().map(describe).collect())
+    }
+
+    /// Whether the same files still look the same.
+    pub(super) fn still_holds(&self) -> bool {
+        Look::at(self.0.iter().map(|(path, _)| path.clone()).collect()) == *self
+    }
+}
+
+impl Watcher {
+    /// `seen` is what the files looked like before they were read.
+    pub(super) fn new(
+        file: File,
+        loaded: Config,
+        seen: Look,
+        reloader: Reloader,
+        clock: Clock,
+    ) -> Result<Self, Failure> {
+        let hangups = signal(SignalKind::hangup())
+            .map_err(|it| Failure::new(format!("signals cannot be received: {it}")))?;
+        Ok(Watcher { hangups, file, reloader, clock, loaded, seen })
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut last = self.look();
+        loop {
+            let watches = self.loaded.gateway.as_ref().is_some_and(|it| it.reload);
+            let why = tokio::select! {
+                hangup = self.hangups.recv() => match hangup {
+                    Some(()) => "SIGHUP",
+                    None => return,
+                },
+                () = self.clock.sleep(LOOK), if watches => {
+                    let now = self.look();
+                    let is_settled = now == std::mem::replace(&mut last, now.clone());
+                    if !is_settled || now == self.seen {
+                        continue;
+                    }
+                    "a changed file"
+                }
+            };
+            let before = self.look();
+            match self.reload() {
+                Ok(warnings) => {
+                    for warning in warnings {
+                        tracing::warn!("{warning}.");
+                    }
+                    tracing::info!(why, "The configuration was loaded again.");
+                }
+                Err(failure) => {
+                    tracing::error!(
+                        why,
+                        "The configuration stays as it was; the new one has mistakes:\n{failure}"
+                    );
+                }
+            }
+            last = self.look();
+            // What changed while it was read is read once more.
+            self.seen = if before.still_holds() { last.clone() } else { Look::default() };
+        }
+    }
+
+    fn reload(&mut self) -> Result<Vec<String>, Failure> {
+        let config = self.file.sources().and_then(|it| Ok(App::resolve(&it, Role::Gateway, &self.clock)?));
+        let config = config.inspect_err(|it| self.reloader.failed(&it.to_string()))?;
+        let warnings = self.reloader.reload(config.clone())?;
+        self.loaded = config;
+        Ok(warnings)
+    }
+
+    fn look(&self) -> Look {
+        Look::of(&self.file, Some(&self.loaded))
     }
 }
 
