@@ -4,6 +4,7 @@ local json = require "streamgate.json"
 local jwt = require "streamgate.jwt"
 local log = require "streamgate.log"
 local metrics = require "streamgate.metrics"
+local place = require "streamgate.place"
 local time = require "streamgate.time"
 local token = require "streamgate.token"
 
@@ -36,40 +37,6 @@ local no_attributes = {
   functions = true,
   expires = true,
 }
-
---- How a token is read from each place. Of the entries of `Sec-WebSocket-Protocol` only those that `bearer` and
---- `subprotocol` read are held back by the gateway, all others go upstream.
-local readers = {
-  bearer = function(request)
-    -- Another scheme was chosen on purpose, so no other place is asked then.
-    return token.bearer(request) or request:header "authorization" and ""
-  end,
-  subprotocol = function(request)
-    return request:subprotocol "authorization-bearer" or request:subprotocol "authorization"
-  end,
-  header = function(request, name)
-    return request:header(name)
-  end,
-  cookie = function(request, name)
-    return request:cookie(name)
-  end,
-  query = function(request, name)
-    return request:parameter(name)
-  end,
-}
-
---- A place as it is written: `bearer`, `subprotocol`, `header:NAME`, `cookie:NAME` or `query:NAME`.
-local function parse_place(text)
-  if text == "bearer" or text == "subprotocol" then
-    return { read = readers[text], kind = text }
-  end
-  local kind, name = text:match "^(%l+):([!#$%%&'*+%-.^_`|~%w]+)$"
-  if kind ~= "header" and kind ~= "cookie" and kind ~= "query" then
-    local known = "bearer, subprotocol, header:NAME, cookie:NAME or query:NAME"
-    error(('from: "%s" is no place: write %s'):format(text, known), 0)
-  end
-  return { read = readers[kind], kind = kind, name = name }
-end
 
 local function contains(list, item)
   for _, it in ipairs(list) do
@@ -135,13 +102,7 @@ local function read_attributes(list)
 end
 
 function M.configure(conf)
-  local places = {}
-  for idx, text in ipairs(conf.from) do
-    places[idx] = parse_place(text)
-  end
-  if #places == 0 then
-    error("from: name at least one place", 0)
-  end
+  local places = place.parse_all(conf.from)
   for _, scope in ipairs(conf.scopes) do
     if scope == "" or scope:find "[^\x21-\x7e]" or scope:find '["\\]' then
       error(('scopes: "%s" is no scope (RFC 6749 section 3.3)'):format(scope), 0)
@@ -171,16 +132,6 @@ function M.configure(conf)
     leeway = conf.leeway,
     challenges = { missing = token.challenge(conf.realm), invalid = invalid, insufficient = insufficient },
   }
-end
-
---- The token in the first of the places that has one. An empty value is none, but no other place overrules it.
-local function presented_token(request, places)
-  for _, place in ipairs(places) do
-    local presented = place.read(request, place.name)
-    if presented then
-      return presented ~= "" and presented or nil
-    end
-  end
 end
 
 --- A claim by its name or, where there is none of that name, by its path: `realm_access.roles`.
@@ -347,7 +298,7 @@ end
 
 --- @param request streamgate.Request
 function M.authenticate(request, conf)
-  local presented = presented_token(request, conf.places)
+  local presented = place.read(request, conf.places)
   if not presented then
     return refuse(request, "missing", conf)
   end
@@ -369,13 +320,8 @@ function M.authenticate(request, conf)
   request:set("jwt-auth", claims.exp)
 end
 
---- The function has no use for the token, and must not learn it.
 function M.upstream_request(_, upstream, conf)
-  for _, place in ipairs(conf.places) do
-    if place.kind == "header" then
-      upstream:remove_header(place.name)
-    end
-  end
+  place.hide(upstream, conf.places)
 end
 
 --- Ends a session whose token has expired. A browser that comes back with a fresh token prolongs it.

@@ -1,67 +1,22 @@
 --- plugin.lua: admits a request only when it carries a known API key.
 
+local place = require "streamgate.place"
 local time = require "streamgate.time"
 
 local M = {}
 
---- How a key is read from each place, and how it is kept from going further. `subprotocol` has no name: of the
---- entries of `Sec-WebSocket-Protocol` only these two are held back by the gateway, all others go upstream.
-local readers = {
-  header = function(request, name)
-    return request:header(name)
-  end,
-  cookie = function(request, name)
-    return request:cookie(name)
-  end,
-  query = function(request, name)
-    return request:parameter(name)
-  end,
-  subprotocol = function(request)
-    return request:subprotocol "authorization" or request:subprotocol "authorization-bearer"
-  end,
-}
-
---- A place as it is written: `header:NAME`, `cookie:NAME`, `query:NAME` or `subprotocol`.
-local function parse_place(text)
-  if text == "subprotocol" then
-    return { kind = "subprotocol" }
-  end
-  local kind, name = text:match "^(%l+):([!#$%%&'*+%-.^_`|~%w]+)$"
-  if not kind or not readers[kind] or kind == "subprotocol" then
-    error(('from: "%s" is no place: write header:NAME, cookie:NAME, query:NAME or subprotocol'):format(text), 0)
-  end
-  return { kind = kind, name = name }
-end
-
 function M.configure(conf)
-  if #conf.from == 0 then
-    error("from: name at least one place", 0)
-  end
-  local places = {}
-  for idx, text in ipairs(conf.from) do
-    places[idx] = parse_place(text)
-  end
   local realm = conf.realm:gsub('[\\"]', "\\%0")
-  return { keys = conf.keys, places = places, challenge = ('ApiKey realm="%s"'):format(realm) }
+  return { keys = conf.keys, places = place.parse_all(conf.from), challenge = ('ApiKey realm="%s"'):format(realm) }
 end
 
 local function is_over(principal)
   return principal.expires and principal.expires <= time.now()
 end
 
---- The key in the first of the places that has one. An empty value is none, but no other place overrules it.
-local function presented_key(request, places)
-  for _, place in ipairs(places) do
-    local key = readers[place.kind](request, place.name)
-    if key then
-      return key ~= "" and key or nil
-    end
-  end
-end
-
 --- @param request streamgate.Request
 function M.authenticate(request, conf)
-  local presented = presented_key(request, conf.places)
+  local presented = place.read(request, conf.places)
   if not presented then
     return request:reject("auth.missing_key", { ["www-authenticate"] = conf.challenge })
   end
@@ -76,13 +31,8 @@ function M.authenticate(request, conf)
   request:set("key-auth", conf.keys:key(presented))
 end
 
---- The function has no use for the key, and must not learn it.
 function M.upstream_request(_, upstream, conf)
-  for _, place in ipairs(conf.places) do
-    if place.kind == "header" then
-      upstream:remove_header(place.name)
-    end
-  end
+  place.hide(upstream, conf.places)
 end
 
 --- Ends a session whose key was withdrawn or has expired.

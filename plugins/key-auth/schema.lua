@@ -14,7 +14,7 @@ return {
     from = {
       type = "list",
       default = { "header:x-api-key" },
-      doc = "Where the key is looked for, in this order: `header:NAME`, `cookie:NAME`, `query:NAME`, or `subprotocol` for the entries `authorization.KEY` and `authorization-bearer.KEY`. The first place that has one counts.",
+      doc = "Where the key is looked for, in this order: `header:NAME`, `cookie:NAME`, `query:NAME`, `subprotocol` for the entries `authorization-bearer.KEY` and `authorization.KEY`, or `bearer` for `Authorization: Bearer KEY`, else those entries. The first place that has one counts.",
     },
     realm = {
       type = "string",

@@ -59,6 +59,7 @@ built_in! {
 pub(crate) static LIBRARY: &[(&str, &str)] = &[
     ("streamgate.header", include_str!("../../lua/streamgate/header.lua")),
     ("streamgate.origin", include_str!("../../lua/streamgate/origin.lua")),
+    ("streamgate.place", include_str!("../../lua/streamgate/place.lua")),
     ("streamgate.template", include_str!("../../lua/streamgate/template.lua")),
     ("streamgate.token", include_str!("../../lua/streamgate/token.lua")),
 ];

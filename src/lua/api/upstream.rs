@@ -1,5 +1,8 @@
 //! `upstream`: the request that goes upstream.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use mlua::LuaString;
 
@@ -56,12 +59,34 @@ pub(super) fn header(
     name: &LuaString,
     value: &LuaString,
 ) -> mlua::Result<(HeaderName, HeaderValue)> {
-    let name = HeaderName::from_bytes(&name.as_bytes())
-        .map_err(|_| misuse(format!("{function}: {:?} is not a header name", name.to_string_lossy())))?;
+    let name = known_name(&name.as_bytes())
+        .ok_or_else(|| misuse(format!("{function}: {:?} is not a header name", name.to_string_lossy())))?;
     let value = HeaderValue::from_bytes(&value.as_bytes()).map_err(|_| {
         misuse(format!("{function}: the value of {name} has line ends or control characters"))
     })?;
     Ok((name, value))
+}
+
+thread_local! {
+    /// Header names that scripts have used: they are few, and making one that is not of the standard ones allocates.
+    static NAMES: RefCell<HashMap<Box<[u8]>, HeaderName>> = RefCell::default();
+}
+
+/// Most names that are kept.
+const MOST_NAMES: usize = 512;
+
+/// A header's name from a script, without an allocation when it was used before.
+fn known_name(name: &[u8]) -> Option<HeaderName> {
+    NAMES.with_borrow_mut(|known| {
+        if let Some(name) = known.get(name) {
+            return Some(name.clone());
+        }
+        let made = HeaderName::from_bytes(name).ok()?;
+        if known.len() < MOST_NAMES {
+            known.insert(name.into(), made.clone());
+        }
+        Some(made)
+    })
 }
 
 /// Appends a header, within what a message may have.
