@@ -4,6 +4,7 @@ mod bench;
 mod coverage;
 mod list;
 mod new;
+mod schema;
 mod types;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub(super) enum Command {
     Bench(bench::Options),
     /// List all plugins that are found, and what is wrong with those that are broken.
     List(list::Options),
+    /// Print what the settings of plugins may be, as JSON Schema.
+    Schema(schema::Options),
     /// Write what editors need to complete and check plugins.
     Types(types::Options),
 }
@@ -40,6 +43,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Test(options) => test(&options),
         Command::Bench(options) => bench::run(&options),
         Command::List(options) => list::run(&options),
+        Command::Schema(options) => schema::run(&options),
         Command::Types(options) => types::run(&options),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{Node, Value};
+use crate::config::{Node, Problems, Value};
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{BUILT_IN, Bundle};
 use crate::lua::loader::Plugin;
@@ -45,23 +45,35 @@ pub(crate) fn page() -> String {
 
 /// `docs/reference/plugins.schema.json`: what the steps of a chain may say, for editors and other tools.
 pub(crate) fn json_schema() -> String {
+    let shipped = BUILT_IN.iter().map(|(name, files)| Bundle::built_in(name, files));
+    json_schema_of(shipped).expect("a shipped plugin has a valid schema")
+}
+
+/// The same for other plugins.
+///
+/// # Errors
+/// What is wrong with their contracts.
+pub(crate) fn json_schema_of(bundles: impl IntoIterator<Item = Bundle>) -> Result<String, Problems> {
     let watchdog = Watchdog::new();
     let mut definitions = serde_json::Map::new();
-    for (name, files) in BUILT_IN {
-        let plugin = Plugin::load(Bundle::built_in(name, files), &watchdog);
-        let plugin = plugin.expect("a shipped plugin has a valid schema");
-        definitions.insert((*name).to_owned(), plugin.schema.to_json(name));
+    let mut problems = Problems::new();
+    for bundle in bundles {
+        let name = bundle.name.clone();
+        match Plugin::load(bundle, &watchdog) {
+            Ok(plugin) => drop(definitions.insert(name.clone(), plugin.schema.to_json(&name))),
+            Err(more) => problems.extend(more),
+        }
     }
     let references: Vec<serde_json::Value> =
         definitions.keys().map(|it| serde_json::json!({ "$ref": format!("#/$defs/{it}") })).collect();
     let names: Vec<&String> = definitions.keys().collect();
     let schema = serde_json::json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A step of a chain, with one of the plugins that ship with streamgate",
+        "title": "A step of a chain of streamgate",
         "oneOf": [{ "enum": names }, { "oneOf": references }],
         "$defs": definitions,
     });
-    format!("{schema:#}\n")
+    problems.into_result().map(|()| format!("{schema:#}\n"))
 }
 
 fn default(field: &Field) -> String {

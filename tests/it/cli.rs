@@ -432,6 +432,40 @@ async fn plugins_are_listed_with_what_is_wrong_with_them() {
 }
 
 #[tokio::test]
+async fn the_settings_of_a_plugin_are_there_as_json_schema() {
+    let folder = Folder::new();
+    folder.write(
+        "limits/schema.lua",
+        "return { summary = \"Bounds.\", phases = { \"on_request\" }, fields = {\n\
+           most = { type = \"integer\", required = true, min = 1, max = 9, doc = \"How many.\" },\n\
+           key = { type = \"secret\", doc = \"What it is sealed with.\" },\n\
+           hosts = { type = \"list\", of = \"url\", default = {}, doc = \"Whom to ask.\" },\n\
+           mode = { type = \"string\", choices = { \"a\", \"b\" }, default = \"a\", doc = \"Which.\" } } }",
+    );
+    folder.write("limits/plugin.lua", "return { on_request = function(request) end }");
+    let path = folder.path().display().to_string();
+    let told = run(&["plugin", "schema", &path], &[]).await;
+    assert_eq!((told.code, told.stderr.as_str()), (Some(0), ""), "{told:?}");
+    let schema: serde_json::Value = serde_json::from_str(&told.stdout).expect("JSON");
+    let limits = &schema["$defs"]["limits"];
+    let properties = &limits["properties"];
+    assert_eq!(limits["required"], serde_json::json!(["plugin", "most"]));
+    assert_eq!(limits["additionalProperties"], false);
+    let most =
+        serde_json::json!({ "type": "integer", "minimum": 1.0, "maximum": 9.0, "description": "How many." });
+    assert_eq!(properties["most"], most);
+    assert_eq!(properties["key"]["pattern"], "^(env|file):");
+    assert_eq!(properties["hosts"]["items"]["format"], "uri");
+    assert_eq!(properties["hosts"]["default"], serde_json::json!([]));
+    assert_eq!(properties["mode"]["enum"], serde_json::json!(["a", "b"]));
+    assert!(properties["when"]["properties"]["claim"].is_object(), "what every step may say is there too");
+
+    folder.write("limits/schema.lua", "return { summary = \"Bounds.\" }");
+    let told = run(&["plugin", "schema", &path], &[]).await;
+    assert!(told.code == Some(2) && told.stderr.contains("limits/schema.lua"), "{told:?}");
+}
+
+#[tokio::test]
 async fn tests_tell_which_lines_they_have_not_run() {
     let folder = Folder::new();
     folder.write(
