@@ -28,10 +28,15 @@ return spec.plugin("inject-headers", settings, function(it)
     spec.upstream(out, "accept", "*/*")
   end)
 
-  it("fails on a placeholder that it does not know", function(plugin)
-    local out = plugin:with({ set = { ["x-a"] = "{request.secret}" }, remove = {} }):request {}
-    spec.rejected(out, "plugin.failed")
-    spec.failed(out, "unknown placeholder {request.secret}")
+  it("refuses a placeholder that it does not know", function()
+    spec.refused({ set = { ["x-a"] = "{request.secret}" } }, "unknown placeholder {request.secret}")
+  end)
+
+  it("fills in as many placeholders as there are, and leaves other braces", function(plugin)
+    local set = { ["x-a"] = "a{request.method}b{request.path}{client.ip}c", ["x-b"] = "}{ is no placeholder {" }
+    local out = plugin:with({ set = set }):request { method = "POST", path = "/x", client_ip = "192.0.2.7" }
+    spec.upstream(out, "x-a", "aPOSTb/x192.0.2.7c")
+    spec.upstream(out, "x-b", "}{ is no placeholder {")
   end)
 
   it("cannot say what the gateway says to NVCF", function(plugin)
