@@ -28,6 +28,7 @@ pub(crate) struct Tools {
     pub(crate) meters: Arc<dyn Meters>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) watchdog: Arc<Watchdog>,
+    flights: Arc<Flights>,
     /// Plugins that are not in Lua.
     pub(crate) natives: Natives,
     /// The system's roots, read once.
@@ -42,7 +43,7 @@ pub(crate) struct Kit {
     pub(crate) store: Arc<Store>,
     pub(crate) meters: Arc<dyn Meters>,
     pub(crate) keys: Arc<Keys>,
-    pub(crate) flights: Flights,
+    pub(crate) flights: Arc<Flights>,
     /// Modules that others have written.
     pub(super) rocks: Arc<Rocks>,
     /// What plugins logged, for a spec.
@@ -76,6 +77,7 @@ impl Tools {
             meters,
             keys: Arc::new(Keys::new(clock.clone())),
             watchdog: Arc::new(Watchdog::new()),
+            flights: Arc::default(),
             natives,
             system_tls: Arc::default(),
             began: clock.now(),
@@ -103,7 +105,7 @@ impl Tools {
             store: Arc::clone(&self.store),
             meters: Arc::clone(&self.meters),
             keys: Arc::clone(&self.keys),
-            flights: Flights::default(),
+            flights: Arc::clone(&self.flights),
             rocks,
             logged: None,
             web: Web::Real(Fetcher::new(tls, &self.clock)),
@@ -135,7 +137,7 @@ impl Kit {
             store,
             meters: Arc::new(crate::policy::Uncounted),
             keys,
-            flights: Flights::default(),
+            flights: Arc::default(),
             rocks: Arc::default(),
             logged: Some(logged),
             web,

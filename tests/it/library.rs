@@ -302,7 +302,7 @@ async fn what_is_kept_is_shared_by_workers_and_outlives_reloads() {
 async fn of_many_who_want_the_same_one_asks() {
     let upstream = Upstream::that(Act::Mirror).await;
     let mut service = Service::start().await;
-    let gateway = scribe(&upstream, &service.url("/"), 1).start().await;
+    let gateway = scribe(&upstream, &service.url("/"), 3).start().await;
     let mut clients = Vec::new();
     for _ in 0..50 {
         clients.push(sent(&gateway, "/cached").await);

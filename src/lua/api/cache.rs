@@ -1,9 +1,8 @@
 //! `cache`: what need not be asked again.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use mlua::{Function, LuaString, Value};
 use tokio::sync::Mutex;
@@ -13,9 +12,9 @@ use crate::lua::api::{misuse, module};
 use crate::lua::convert;
 use crate::store::VALUE_MAX;
 
-/// The loaders that run in one VM, so that one at a time asks for a key.
+/// The loaders that run, of all workers, so that one at a time asks for a key.
 #[derive(Default)]
-pub(crate) struct Flights(RefCell<BTreeMap<Vec<u8>, Arc<Mutex<()>>>>);
+pub(crate) struct Flights(std::sync::Mutex<BTreeMap<Vec<u8>, Arc<Mutex<()>>>>);
 
 /// Somebody who asks for a key or waits for it, until the answer comes or nobody wants it any more.
 struct Flight<'a> {
@@ -83,15 +82,17 @@ async fn load(
 
 impl Flights {
     fn enter<'a>(&'a self, name: &'a [u8]) -> Flight<'a> {
-        let lock = Arc::clone(self.0.borrow_mut().entry(name.to_vec()).or_default());
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = Arc::clone(flights.entry(name.to_vec()).or_default());
         Flight { flights: self, name, lock }
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
+        let mut flights = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
         if Arc::strong_count(&self.lock) <= 2 {
-            self.flights.0.borrow_mut().remove(self.name); // nobody else waits
+            flights.remove(self.name); // nobody else waits
         }
     }
 }
