@@ -126,7 +126,8 @@ impl SessionId {
     /// A name of the session that does not let anybody into it: for logs and plugins.
     pub(crate) fn public_name(self) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, &self.0);
-        digest.as_ref()[..16].iter().map(|it| format!("{it:02x}")).collect()
+        let (name, _) = digest.as_ref().split_first_chunk().expect("a digest has 32 bytes");
+        SessionId(*name).to_string()
     }
 
     /// A new one.

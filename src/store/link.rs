@@ -37,9 +37,9 @@ pub(crate) enum NoAnswer {
     Failed,
 }
 
-/// How the server did lately.
+/// How a server did lately.
 #[derive(Default)]
-struct Health {
+pub(crate) struct Health {
     /// The log says that it is down.
     is_said_down: bool,
     /// It is not asked until then.
@@ -49,7 +49,7 @@ struct Health {
 
 /// What a request is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+pub(crate) enum Turn {
     Ask,
     /// To ask after a failure.
     Try,
@@ -57,7 +57,7 @@ enum Turn {
 }
 
 /// After a failure the server is left alone for so long.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is complained about a server that is not there.
 const COMPLAIN: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ impl Link {
     where
         T: FromRedisValue + Send + 'static,
     {
-        let is_trial = match self.health().turn(self.clock.now()) {
+        let is_trial = match self.health().turn(self.clock.now(), PAUSE) {
             Turn::Skip => return Err(NoAnswer::Skipped),
             Turn::Try => true,
             Turn::Ask => false,
@@ -134,12 +134,12 @@ impl Link {
 
 impl Health {
     /// After a failure one request tries, and the others do not wait for what comes of it. One that is given
-    /// up before it knows is followed by the next after the same pause.
-    fn turn(&mut self, now: Instant) -> Turn {
+    /// up before it knows is followed by the next after `patience`.
+    pub(crate) fn turn(&mut self, now: Instant, patience: Duration) -> Turn {
         match self.retry {
             Some(retry) if now < retry => Turn::Skip,
             Some(_) => {
-                self.retry = Some(now + PAUSE);
+                self.retry = Some(now + patience);
                 Turn::Try
             }
             None => Turn::Ask,
@@ -147,7 +147,7 @@ impl Health {
     }
 
     /// Takes note of a failure; true when it is time to complain.
-    fn failed(&mut self, now: Instant) -> bool {
+    pub(crate) fn failed(&mut self, now: Instant) -> bool {
         self.retry = Some(now + PAUSE);
         let is_due = self.complained.is_none_or(|it| now - it >= COMPLAIN);
         if is_due {
@@ -158,14 +158,14 @@ impl Health {
     }
 
     /// Takes note of an answer; true when the log should say that all is well again.
-    fn recovered(&mut self) -> bool {
+    pub(crate) fn recovered(&mut self) -> bool {
         self.retry = None;
         std::mem::take(&mut self.is_said_down)
     }
 }
 
 /// What is wrong, without what was asked: a URL's password or a value may be in it.
-fn describe(error: &RedisError) -> String {
+pub(crate) fn describe(error: &RedisError) -> String {
     match error.detail() {
         Some(detail) if error.is_connection_refusal() => detail.to_owned(),
         _ => format!("{}: {}", error.category(), error.code().unwrap_or("-")),
@@ -181,16 +181,16 @@ mod tests {
         let now = Clock::paused().now();
         let at = |millis| now + Duration::from_millis(millis);
         let mut health = Health::default();
-        assert_eq!(health.turn(now), Turn::Ask);
+        assert_eq!(health.turn(now, PAUSE), Turn::Ask);
         assert!(health.failed(now));
-        assert_eq!(health.turn(at(999)), Turn::Skip);
-        assert_eq!(health.turn(at(1000)), Turn::Try);
-        assert_eq!(health.turn(at(1000)), Turn::Skip, "one is on its way");
-        assert_eq!(health.turn(at(2000)), Turn::Try, "it was given up");
+        assert_eq!(health.turn(at(999), PAUSE), Turn::Skip);
+        assert_eq!(health.turn(at(1000), PAUSE), Turn::Try);
+        assert_eq!(health.turn(at(1000), PAUSE), Turn::Skip, "one is on its way");
+        assert_eq!(health.turn(at(2000), PAUSE), Turn::Try, "it was given up");
         assert!(!health.failed(at(2100)), "the log has said it");
-        assert_eq!(health.turn(at(3099)), Turn::Skip);
+        assert_eq!(health.turn(at(3099), PAUSE), Turn::Skip);
         assert!(health.recovered());
-        assert_eq!(health.turn(at(3099)), Turn::Ask);
+        assert_eq!(health.turn(at(3099), PAUSE), Turn::Ask);
         assert!(!health.recovered(), "once");
     }
 }

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ConnectionAddr, FromRedisValue, Pipeline, RedisError, pipe};
+use redis::{Client, ConnectionAddr, FromRedisValue, Pipeline, pipe};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::clock::{Clock, Instant, SystemTime};
+use crate::clock::{Clock, SystemTime};
 use crate::config::{self, Place, Problem, Viewer};
 use crate::gateway::directory::peer::{Host, Peers, Replica};
 use crate::gateway::directory::registry::{Elsewhere, Known, Registry};
@@ -25,6 +25,7 @@ use crate::gateway::directory::{About, Entry, Identity, SessionId};
 use crate::gateway::sealing::{Fields, Sealing, put};
 use crate::secret::Secret;
 use crate::session::Stop;
+use crate::store::link::{Health, PAUSE, Turn, describe};
 use crate::telemetry::Metrics;
 
 /// Sessions of all replicas, as far as the server is there.
@@ -69,16 +70,6 @@ enum Due {
     End,
 }
 
-/// How the server did lately.
-#[derive(Default)]
-struct Health {
-    /// The log says that it is down.
-    is_said_down: bool,
-    /// It is not asked until then.
-    retry: Option<Instant>,
-    complained: Option<Instant>,
-}
-
 /// How the shared secret is used here.
 const PURPOSE: &[u8] = b"streamgate registry 1";
 
@@ -90,12 +81,6 @@ const RENEW: Duration = Duration::from_secs(5);
 /// owner lives is a matter of its lease, so this need not be often.
 const KEEP: Duration = Duration::from_secs(600);
 const REFRESH: Duration = Duration::from_secs(180);
-
-/// After a failure the server is left alone for so long.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// How often it is complained about a server that is not there.
-const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// Sessions of one round trip.
 const BATCH: usize = 256;
@@ -219,7 +204,8 @@ impl Redis {
     /// ago.
     async fn ask<T: FromRedisValue + Send + 'static>(&self, what: &str, pipeline: Pipeline) -> Option<T> {
         let started = self.clock.now();
-        if !self.health().may_ask(started, self.timeout) {
+        // A try is over when its time is, so the next may follow then.
+        if self.health().turn(started, self.timeout) == Turn::Skip {
             self.metrics.directory_request(what, "skipped");
             return None;
         }
@@ -519,37 +505,6 @@ impl Registry for Redis {
     }
 }
 
-impl Health {
-    /// Whether the server is asked now. After a failure one request tries, and the others wait for what comes of it.
-    fn may_ask(&mut self, now: Instant, timeout: Duration) -> bool {
-        match self.retry {
-            Some(retry) if now < retry => false,
-            Some(_) => {
-                self.retry = Some(now + timeout);
-                true
-            }
-            None => true,
-        }
-    }
-
-    /// Takes note of a failure; true when it is time to complain.
-    fn failed(&mut self, now: Instant) -> bool {
-        self.retry = Some(now + PAUSE);
-        let is_due = self.complained.is_none_or(|it| now - it >= COMPLAIN);
-        if is_due {
-            self.complained = Some(now);
-            self.is_said_down = true;
-        }
-        is_due
-    }
-
-    /// Takes note of an answer; true when the log should say that all is well again.
-    fn recovered(&mut self) -> bool {
-        self.retry = None;
-        std::mem::take(&mut self.is_said_down)
-    }
-}
-
 fn replica_key(id: &str) -> String {
     format!("streamgate:replica:{id}")
 }
@@ -587,12 +542,4 @@ fn known(mut fields: Fields<'_>) -> Option<Known> {
     let subprotocol = fields.text().map(Into::into);
     let about = About { identity: Identity { principal, function, target }, subprotocol, request, began };
     Some(Known { about, generation, is_attached: false })
-}
-
-/// What is wrong, without what was asked: a URL's password or a record may be in it.
-fn describe(error: &RedisError) -> String {
-    match error.detail() {
-        Some(detail) if error.is_connection_refusal() => detail.to_owned(),
-        _ => format!("{}: {}", error.category(), error.code().unwrap_or("-")),
-    }
 }
