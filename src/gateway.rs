@@ -156,7 +156,11 @@ impl Loaded {
         let client_tls = client_tls.map_err(&mut note).ok();
         let web_tls = match &parts.plugins.ca {
             Some(path) => tls::client(Some((path, "plugins.ca"))).map_err(&mut note).ok(),
-            None => Some(tools.system_tls(tls::system_client)),
+            // The upstream trusts the same roots unless it has its own.
+            None => Some(match &client_tls {
+                Some(Some(same)) if parts.upstream_ca.is_none() => Arc::clone(same),
+                _ => tools.system_tls(tls::system_client),
+            }),
         };
         let program = web_tls.and_then(|web_tls| {
             let program = Program::load(&parts.plugins, &parts.routes, parts, tools, web_tls);

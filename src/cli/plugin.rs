@@ -9,7 +9,8 @@ mod types;
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, File};
+use crate::config::{Parts, Role};
 use crate::lua::{Bundle, FileLines, plugin_folders, run_spec};
 
 #[derive(Debug, clap::Subcommand)]
@@ -93,4 +94,13 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, Failure> {
         true => Err(Failure::new(format!("{}: no plugins here", path.display()))),
         false => Ok(folders),
     }
+}
+
+/// What a configuration says of plugins; what else is wrong in it does not matter here.
+fn configured(file: &File) -> Result<Parts, Failure> {
+    let sources = file.sources()?;
+    sources.parts().ok_or_else(|| {
+        let mistakes = sources.resolve(Role::Gateway).err();
+        mistakes.map_or_else(|| Failure::new("the configuration has no plugins"), Failure::from)
+    })
 }

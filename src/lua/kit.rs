@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use mlua::{FromLuaMulti, Function, Lua, WeakLua};
+use mlua::{FromLuaMulti, Function, IntoLuaMulti, Lua, WeakLua};
 
 use crate::clock::Clock;
 use crate::lua::api::{Flights, Time};
@@ -151,17 +151,15 @@ impl Kit {
         drop(self.driver.set((lua.weak(), driver, limit))); // a kit has one VM
     }
 
-    /// Calls a function of a script that may wait, from within a function that waits.
-    pub(super) fn call<R: FromLuaMulti + 'static>(&self, function: &Function) -> Call<R> {
+    /// Calls a function of a script that may wait.
+    pub(super) fn call<R: FromLuaMulti + 'static>(
+        &self,
+        function: &Function,
+        args: impl IntoLuaMulti,
+    ) -> Call<R> {
         let (lua, driver, limit) = self.driver.get().expect("a VM tells its kit before it runs anything");
-        Call::new(
-            driver,
-            self.budget.clone(),
-            *limit,
-            &lua.try_upgrade().expect("a function that runs has its VM"),
-            function,
-            (),
-        )
+        let lua = lua.try_upgrade().expect("a function that runs has its VM");
+        Call::new(driver, self.budget.clone(), *limit, &lua, function, args)
     }
 
     /// Seconds since some moment, which never go back.

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{
     self, Alternative, Entry, Node, Parse as _, Place, Plugins, Problem, Problems, Resume, Route,
 };
-use crate::lua::broken::Broken;
+use crate::lua::broken::{self, Broken};
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, Finder};
 use crate::lua::kit::Tools;
@@ -70,8 +70,15 @@ pub(super) struct Step {
 pub(super) struct Plugin {
     pub(super) bundle: Arc<Bundle>,
     pub(super) schema: Schema,
-    /// What it is made of, when it is not of Lua files.
-    native: Option<Arc<dyn Native>>,
+    made_of: Made,
+}
+
+/// What a plugin is made of.
+enum Made {
+    Lua,
+    Native(Arc<dyn Native>),
+    /// It could not be loaded.
+    Broken,
 }
 
 /// The routes of one worker, with its VM.
@@ -127,7 +134,7 @@ impl Program {
                         Ok(plugin) => Some(Arc::new(plugin)),
                         Err(more) if plugins.reject_broken => {
                             warnings.push(told(&step.plugin, &more));
-                            Some(Arc::new(Plugin::native(&Broken::native(&step.plugin))))
+                            Some(Arc::new(Plugin::broken(&step.plugin)))
                         }
                         Err(more) => {
                             problems.extend(more);
@@ -145,7 +152,7 @@ impl Program {
                     }
                 }
                 let unread = config::Step { settings: Vec::new(), ..step.clone() };
-                let written = if plugin.is_broken() { &unread } else { step };
+                let written = if matches!(plugin.made_of, Made::Broken) { &unread } else { step };
                 match plan(plugin, written, from, plugins.timeout) {
                     Ok(step) => steps.push(step),
                     Err(more) => problems.extend(more),
@@ -212,22 +219,22 @@ impl Program {
             let mut steps = Vec::new();
             for step in &planned.steps {
                 let name = &step.plugin.bundle.name;
-                let made = match &step.plugin.native {
-                    Some(native) => native.instantiate(&step.settings),
-                    None => Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings).map(
-                        |instance| -> Box<dyn Policy> {
+                let made = match &step.plugin.made_of {
+                    Made::Broken => Ok(Box::new(Broken(name.clone())) as Box<dyn Policy>),
+                    Made::Native(native) => native.instantiate(&step.settings),
+                    Made::Lua => Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings)
+                        .map(|instance| -> Box<dyn Policy> {
                             if step.plugin.schema.phases.contains(Phase::Init) {
                                 at_work.push(Rc::clone(&instance));
                             }
                             Box::new(instance)
-                        },
-                    ),
+                        }),
                 };
                 match made {
                     Ok(policy) => steps.push((step.alternative, step.with(policy))),
                     Err(message) if self.rejects_broken => {
                         warnings.push(told(name, &located(&step.place, name, message).into()));
-                        steps.push((step.alternative, step.with(Broken::policy(name))));
+                        steps.push((step.alternative, step.with(Box::new(Broken(name.clone())))));
                     }
                     Err(message) => problems.push(located(&step.place, name, message)),
                 }
@@ -486,7 +493,7 @@ async fn run_beside(instance: &Instance, clock: &Clock, is_first_worker: bool) {
     let each = timers.map(|(every, _, run)| async move {
         loop {
             clock.sleep(every).await;
-            match clock.timeout(LONGEST_TIMER, instance.run_timer(&run)).await {
+            match clock.timeout(LONGEST_TIMER, instance.run_beside(&run)).await {
                 Some(Ok(())) => {}
                 Some(Err(failure)) => failed(failure, "A plugin's timer failed."),
                 None => tracing::error!(plugin = %instance.plugin(), "A plugin's timer took too long and was stopped."),
@@ -535,21 +542,17 @@ impl Plugin {
         };
         let reader = SchemaReader { path: Arc::clone(&path), text: &file.text, problems: Problems::new() };
         let schema = reader.read(&table)?;
-        Ok(Plugin { bundle: Arc::new(bundle), schema, native: None })
-    }
-
-    /// Whether it stands for one that could not be loaded.
-    fn is_broken(&self) -> bool {
-        self.native.is_some() && self.schema.summary == Broken::native("").schema().summary
+        Ok(Plugin { bundle: Arc::new(bundle), schema, made_of: Made::Lua })
     }
 
     fn describe(&self) -> serde_json::Value {
-        let source = match (&self.native, self.bundle.files.get("plugin.lua")) {
-            (Some(_), _) if self.is_broken() => "broken".to_owned(),
-            (Some(_), _) => "native".to_owned(),
-            (None, Some(file)) if self.bundle.is_built_in => format!("built in: {}", file.path.display()),
-            (None, Some(file)) => file.path.display().to_string(),
-            (None, None) => String::new(),
+        let source = match &self.made_of {
+            Made::Broken => "broken".to_owned(),
+            Made::Native(_) => "native".to_owned(),
+            Made::Lua => {
+                let path = self.bundle.file("plugin.lua").path.display();
+                if self.bundle.is_built_in { format!("built in: {path}") } else { path.to_string() }
+            }
         };
         let phases: Vec<&str> = self.schema.phases.iter().map(Phase::name).collect();
         serde_json::json!({
@@ -560,10 +563,17 @@ impl Plugin {
         })
     }
 
-    /// One that is not of Lua files.
     fn native(native: &Arc<dyn Native>) -> Plugin {
-        let bundle = Bundle { name: native.name().to_owned(), files: BTreeMap::new(), is_built_in: false };
-        Plugin { bundle: Arc::new(bundle), schema: native.schema(), native: Some(Arc::clone(native)) }
+        Plugin::without_files(native.name(), native.schema(), Made::Native(Arc::clone(native)))
+    }
+
+    fn broken(name: &str) -> Plugin {
+        Plugin::without_files(name, broken::schema(), Made::Broken)
+    }
+
+    fn without_files(name: &str, schema: Schema, made_of: Made) -> Plugin {
+        let bundle = Bundle { name: name.to_owned(), files: BTreeMap::new(), is_built_in: false };
+        Plugin { bundle: Arc::new(bundle), schema, made_of }
     }
 }
 

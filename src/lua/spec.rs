@@ -248,7 +248,7 @@ fn harness(lua: &Lua, world: &Rc<World>) -> mlua::Result<Table> {
                 for instance in &bench.instances {
                     instance.init().await?;
                     for (_, _, timer) in instance.timers() {
-                        instance.run_timer(&timer).await?;
+                        instance.run_beside(&timer).await?;
                     }
                 }
                 Ok::<(), policy::Failure>(())

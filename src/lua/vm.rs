@@ -29,8 +29,6 @@ pub(crate) struct Vm {
     pub(super) lua: Lua,
     pub(super) kit: Rc<Kit>,
     prelude: Table,
-    /// Runs a function in a coroutine that the budget knows.
-    driver: Function,
     /// The coroutine of calls that do not wait.
     main: *mut lua_State,
     limit: Duration,
@@ -87,9 +85,8 @@ impl Vm {
         let (lua, prelude) = sandbox::vm(memory, &kit.budget)?;
         let slot: Slot = Rc::new(RefCell::new(None));
         let driver: Function = prelude.raw_get("phase")?;
-        kit.drive(&lua, driver.clone(), limit);
+        kit.drive(&lua, driver, limit);
         Ok(Rc::new(Vm {
-            driver,
             prelude,
             main: lua.current_thread().state(),
             limit,
@@ -155,15 +152,6 @@ impl Vm {
             failure
         })
     }
-
-    /// Calls a function that may wait.
-    pub(super) fn call<R: FromLuaMulti + 'static>(
-        &self,
-        function: &Function,
-        args: impl IntoLuaMulti,
-    ) -> Call<R> {
-        Call::new(&self.driver, self.kit.budget.clone(), self.limit, &self.lua, function, args)
-    }
 }
 
 impl<R: FromLuaMulti + 'static> Call<R> {
@@ -176,13 +164,14 @@ impl<R: FromLuaMulti + 'static> Call<R> {
         function: &Function,
         args: impl IntoLuaMulti,
     ) -> Call<R> {
-        let args = args.into_lua_multi(lua).map(|mut args| {
-            args.push_front(Value::Function(function.clone()));
-            args
-        });
-        // Arguments that cannot be made are an error of the call, which says so when it is polled.
-        let call = driver.call_async::<R>(args.unwrap_or_default());
-        Call { call: Some(Box::pin(call)), budget, limit, state: std::ptr::null_mut() }
+        let call: Pin<Box<dyn Future<Output = mlua::Result<R>>>> = match args.into_lua_multi(lua) {
+            Ok(mut args) => {
+                args.push_front(Value::Function(function.clone()));
+                Box::pin(driver.call_async::<R>(args))
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        };
+        Call { call: Some(call), budget, limit, state: std::ptr::null_mut() }
     }
 
     /// Lets it run until it waits; whether it was stopped because its time was up goes beside what it gave.
@@ -345,10 +334,10 @@ impl Instance {
     fn begin<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange, function: &Function) -> Waiting<'a> {
         let vm = &self.vm;
         let call = match phase {
-            Phase::Init => vm.call(function, &self.conf),
+            Phase::Init => vm.kit.call(function, &self.conf),
             phase => match self.second(phase) {
-                Some(second) => vm.call(function, (&vm.request, second, &self.conf)),
-                None => vm.call(function, (&vm.request, &self.conf)),
+                Some(second) => vm.kit.call(function, (&vm.request, second, &self.conf)),
+                None => vm.kit.call(function, (&vm.request, &self.conf)),
             },
         };
         Waiting { instance: self, phase, exchange, call, decision: None }
@@ -369,8 +358,8 @@ impl Instance {
         Live { phase, exchange: std::mem::take(exchange), decision, codes: Rc::clone(&self.codes) }
     }
 
-    /// Runs one of its timers, or its `init`: what goes wrong is logged.
-    async fn run_beside(&self, function: &Function) -> Result<(), Failure> {
+    /// Runs one of its timers, or its `init`, once.
+    pub(super) async fn run_beside(&self, function: &Function) -> Result<(), Failure> {
         let mut nothing = Exchange::default();
         self.begin(Phase::Init, &mut nothing, function).await.map(|_| ())
     }
@@ -391,11 +380,6 @@ impl Instance {
     /// What `init` wants to be done again and again.
     pub(super) fn timers(&self) -> Vec<(Duration, bool, Function)> {
         self.author.timers.borrow().iter().map(|it| (it.every, it.once, it.run.clone())).collect()
-    }
-
-    /// Runs a timer once.
-    pub(super) async fn run_timer(&self, function: &Function) -> Result<(), Failure> {
-        self.run_beside(function).await
     }
 }
 

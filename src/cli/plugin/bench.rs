@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use crate::cli::plugin::configured;
 use crate::cli::{Failure, File};
-use crate::config::{self, Role};
+use crate::config;
 use crate::lua::{Measured, Subject, run_bench};
 use crate::policy::{Exchange, Offer};
 
@@ -40,11 +41,7 @@ pub(in crate::cli) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let sources = options.file.sources()?;
-    let Some(parts) = sources.parts() else {
-        let mistakes = sources.resolve(Role::Gateway).err();
-        return Err(mistakes.map_or_else(|| Failure::new("the configuration has no plugins"), Failure::from));
-    };
+    let parts = configured(&options.file)?;
     let settings = config::parse(&Arc::new(PathBuf::from("--settings")), &options.settings)?;
     let measured = run_bench(Subject {
         name: &options.name,

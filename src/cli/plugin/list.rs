@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cli::plugin::configured;
 use crate::cli::{Failure, File};
-use crate::config::Role;
 use crate::lua::{Listed, list_plugins};
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,11 @@ pub(in crate::cli) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let paths = if options.paths.is_empty() { configured(&options.file)? } else { options.paths.clone() };
+    let paths = if options.paths.is_empty() {
+        configured(&options.file)?.plugins.paths
+    } else {
+        options.paths.clone()
+    };
     let found = list_plugins(&paths);
     let width = found.iter().map(|it| it.name.len()).max().unwrap_or(0).max("plugin".len());
     let from = |it: &Listed| it.folder.as_ref().map_or("built in".to_owned(), |it| it.display().to_string());
@@ -46,18 +50,5 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         0 => Ok(()),
         1 => Err(Failure::new("a plugin is broken")),
         n => Err(Failure::new(format!("{n} plugins are broken"))),
-    }
-}
-
-/// `plugins.paths` of the configuration; what else is wrong in it does not matter here.
-pub(super) fn configured(file: &File) -> Result<Vec<PathBuf>, Failure> {
-    let sources = file.sources()?;
-    match sources.parts() {
-        Some(parts) => Ok(parts.plugins.paths),
-        None => Err(sources
-            .resolve(Role::Gateway)
-            .map(drop)
-            .err()
-            .map_or_else(|| Failure::new("the configuration has no plugins"), Failure::from)),
     }
 }

@@ -67,7 +67,7 @@ async fn load(
     ttl: Option<std::time::Duration>,
     loader: Function,
 ) -> mlua::Result<(Value, Value)> {
-    let (value, rest): (Value, Value) = author.kit.call(&loader).await?;
+    let (value, rest): (Value, Value) = author.kit.call(&loader, ()).await?;
     if !value.is_nil() {
         let text = convert::to_json_of_any_size(&value)
             .map_err(|it| misuse(format!("cache.get: cannot keep {it}")))?

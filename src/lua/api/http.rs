@@ -164,14 +164,7 @@ fn answer(lua: &Lua, response: &Response) -> mlua::Result<Table> {
         "json",
         lua.create_function(|lua, this: Table| {
             let body: LuaString = this.raw_get("body")?;
-            match serde_json::from_slice(&body.as_bytes()) {
-                Ok(value) => match convert::json(lua, &value, convert::DEEPEST_JSON) {
-                    Ok(value) => Ok((value, None)),
-                    Err(mlua::Error::RuntimeError(reason)) => Ok((Value::Nil, Some(reason))),
-                    Err(error) => Err(error),
-                },
-                Err(error) => Ok((Value::Nil, Some(format!("not JSON: {error}")))),
-            }
+            super::json::read(lua, &body.as_bytes())
         })?,
     )?;
     Ok(table)

@@ -1,6 +1,6 @@
 //! `json`: texts of other programs.
 
-use mlua::{LuaString, Table, Value};
+use mlua::{Lua, LuaString, Table, Value};
 
 use crate::lua::api::{misuse, module};
 use crate::lua::convert;
@@ -21,14 +21,7 @@ module! {
         if text.as_bytes().len() > LONGEST {
             return Ok((Value::Nil, Some("too large".into())));
         }
-        match serde_json::from_slice(&text.as_bytes()) {
-            Ok(value) => match convert::json(lua, &value, convert::DEEPEST_JSON) {
-                Ok(value) => Ok((value, None)),
-                Err(mlua::Error::RuntimeError(reason)) => Ok((Value::Nil, Some(reason))),
-                Err(error) => Err(error),
-            },
-            Err(error) => Ok((Value::Nil, Some(format!("not JSON: {error}")))),
-        }
+        read(lua, &text.as_bytes())
     }
 
     /// A value as text. An empty table is an object, unless `json.array` made it.
@@ -48,5 +41,17 @@ module! {
     now fn array(lua, author, items: Table) -> (Table, "table") {
         items.set_metatable(Some(convert::array_metatable(lua)?))?;
         Ok(items)
+    }
+}
+
+/// What a text says; nil and a reason when it is not JSON, or nested too deep.
+pub(super) fn read(lua: &Lua, text: &[u8]) -> mlua::Result<(Value, Option<String>)> {
+    match serde_json::from_slice(text) {
+        Ok(value) => match convert::json(lua, &value, convert::DEEPEST_JSON) {
+            Ok(value) => Ok((value, None)),
+            Err(mlua::Error::RuntimeError(reason)) => Ok((Value::Nil, Some(reason))),
+            Err(error) => Err(error),
+        },
+        Err(error) => Ok((Value::Nil, Some(format!("not JSON: {error}")))),
     }
 }
