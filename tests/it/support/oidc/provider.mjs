@@ -14,7 +14,8 @@
 // Nobody has to click: the interaction signs in the user that the control endpoint set, at once.
 // Access tokens for the resource `urn:streamgate:tests`, the default of client credentials, are JWTs.
 //
-//   GET  /control/fetches                        how often the JWKS and the discovery document were fetched
+//   GET  /control/fetches                        how often the JWKS and the discovery document were fetched; with
+//                                                ?jwks=N answered once the JWKS was fetched so often
 //   POST /control/rotate    {"keep": true}       new keys, first in the JWKS; the ones before them stay, older ones are
 //                                                dropped; with "keep": false all older ones are
 //   POST /control/jwks      {"mode", "seconds"}  ok | down | slow | empty | huge | error: what the JWKS endpoint does
@@ -26,6 +27,7 @@
 //                                                key=current|previous|unpublished, typ=at+jwt
 
 import { createPrivateKey, generateKeyPairSync, randomBytes, randomUUID, sign } from 'node:crypto';
+import { EventEmitter, once } from 'node:events';
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
 
@@ -60,6 +62,7 @@ const records = new Map(); // what the provider keeps: it outlives the Provider 
 const cookieKeys = [randomBytes(32).toString('base64url')];
 const modes = { jwks: { mode: 'ok' }, discovery: { mode: 'ok' } };
 const fetches = { jwks: 0, discovery: 0 };
+const fetched = new EventEmitter().setMaxListeners(0);
 
 function newKeys() {
   generation += 1;
@@ -211,7 +214,10 @@ function setMode(what, { mode, seconds = SLOW }) {
 }
 
 const controls = {
-  'GET /control/fetches': () => fetches,
+  'GET /control/fetches': async (_, query) => {
+    while (fetches.jwks < Number(query.get('jwks') ?? 0)) await once(fetched, 'fetch');
+    return fetches;
+  },
   'POST /control/rotate': ({ keep = true }) => {
     previous = keep ? keys : [];
     keys = newKeys();
@@ -278,12 +284,13 @@ async function serve(req, res) {
   const url = new URL(req.url, issuer);
   const control = controls[`${req.method} ${url.pathname}`];
   if (control) {
-    answer(res, 200, control(await json(req), url.searchParams));
+    answer(res, 200, await control(await json(req), url.searchParams));
     return;
   }
   const what = { '/jwks': 'jwks', '/.well-known/openid-configuration': 'discovery' }[url.pathname];
   if (what) {
     fetches[what] += 1;
+    fetched.emit('fetch');
     if (await misbehave(modes[what], res)) return;
   }
   if (url.pathname.startsWith('/interaction/')) {
