@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Env, Place, Problem, Problems, Role, Sources};
+use crate::gateway::raise_limit;
 use crate::telemetry;
 
 /// The gateway between browsers and GPU streaming functions.
@@ -154,6 +155,7 @@ fn serve(file: &File, role: Role) -> Result<(), Failure> {
     let seen =
         if before.still_holds() { reload::Look::of(file, Some(&config)) } else { reload::Look::default() };
     telemetry::install_log(&config.log).map_err(Problems::from)?;
+    raise_limit();
     runtime()?.block_on(async {
         let stop = stop_signal()?;
         let loaded = config.clone();

@@ -1,15 +1,18 @@
 //! The gateway: a browser comes in, an upstream connection goes out, and policies decide in between.
 //!
 //! Each worker is a thread with an event loop, a Lua VM and connections of its own; a connection stays with its worker,
-//! so nothing here needs a lock. Plain HTTP goes through Pingora's proxy, a WebSocket through [`relay`].
+//! so nothing here needs a lock. Plain HTTP goes through [`http`], a WebSocket through [`relay`].
 
 mod admit;
+mod body;
 mod conn;
 mod cookie;
 mod directory;
+mod files;
 mod head;
 mod http;
 mod page;
+mod pool;
 mod relay;
 mod respond;
 mod sealing;
@@ -19,6 +22,15 @@ mod tunnel;
 mod upstream;
 mod websocket;
 mod worker;
+
+/// What is measured apart from the rest.
+pub(crate) mod benched {
+    pub(crate) use super::cookie::{Sealer, Ticket};
+    pub(crate) use super::directory::{About, Alone, Directory, Entry, Identity, Listed, SessionId};
+    pub(crate) use super::upstream::accept;
+}
+
+pub(crate) use self::files::raise_limit;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -66,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) dialer: upstream::Dialer,
     pub(crate) sealer: cookie::Sealer,
+    pub(crate) credentials: admit::Credentials,
     pub(crate) metrics: Metrics,
     pub(crate) access: AccessLog,
     pub(crate) clock: Clock,
@@ -81,8 +94,7 @@ pub(crate) struct Shared {
 pub(crate) struct Totals {
     pub(crate) n_connections: AtomicUsize,
     pub(crate) n_sessions: AtomicUsize,
-    /// Numbers connections, for the upstream pool's keys.
-    pub(crate) next_key: AtomicUsize,
+    pub(crate) files: files::Files,
     pub(crate) metrics: Metrics,
     /// Seals cookies where no key is set.
     random_key: [u8; 32],
@@ -193,7 +205,7 @@ impl Totals {
         Totals {
             n_connections: AtomicUsize::new(0),
             n_sessions: AtomicUsize::new(0),
-            next_key: AtomicUsize::new(1),
+            files: files::Files::of_process(),
             metrics: metrics.clone(),
             random_key,
             reloaded: Mutex::default(),
@@ -247,7 +259,8 @@ impl Shared {
                 others: config.upstream.functions.clone(),
             },
             tls: tls.or(server_tls.map(TlsAcceptor::from)),
-            dialer: upstream::Dialer::new(&config.upstream, client_tls, &clock, &metrics)?,
+            dialer: upstream::Dialer::new(&config.upstream, client_tls, &clock, &totals)?,
+            credentials: admit::Credentials::new(&config.upstream)?,
             sealer: cookie::Sealer::new(&config.sessions.cookie, &totals.random_key),
             metrics,
             access,
@@ -323,6 +336,13 @@ impl Gateway {
             ready: Arc::new(AtomicBool::new(true)),
             draining,
         };
+        let most = lasting.totals.files.most_sessions();
+        if config.sessions.max > most {
+            tracing::warn!(
+                "`sessions.max` is {}, but the process may open files for about {most} sessions only; further browsers are answered 503. Raise the limit of open files (`ulimit -n`, `LimitNOFILE`, `--ulimit nofile`).",
+                config.sessions.max
+            );
+        }
         let shared = Shared::new(1, checked, None, lasting)?;
         metrics.generation(shared.generation);
         Ok(Gateway { generations: watch::Sender::new(Arc::new(shared)), listener, address, drain, replicas })

@@ -4,7 +4,7 @@
 use http::header::{AUTHORIZATION, HOST, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::{Resume, ResumeMode};
+use crate::config::{self, Resume, ResumeMode};
 use crate::gateway::Shared;
 use crate::gateway::cookie::Ticket;
 use crate::gateway::directory::SessionId;
@@ -34,20 +34,21 @@ pub(crate) const SIGN_IN: &str = "/sign_in";
 pub(crate) fn exchange(
     worker: &Worker,
     client: std::net::SocketAddr,
-    head: &RequestHead,
+    head: RequestHead,
     websocket: bool,
 ) -> Exchange {
+    let RequestHead { method, path, query, headers, .. } = head;
     Exchange {
         id: request_id(),
         client,
         tls: worker.shared.is_tls(),
         websocket,
-        method: head.method.clone(),
-        path: head.path.clone(),
-        query: head.query.clone(),
-        headers: head.headers.clone(),
+        method,
+        path,
+        query,
         // A malformed offer is refused where it matters; here it offers nothing.
-        offer: Offer::parse(&head.headers).unwrap_or_default(),
+        offer: Offer::parse(&headers).unwrap_or_default(),
+        headers,
         ..Exchange::default()
     }
 }
@@ -157,13 +158,11 @@ pub(crate) fn sign(
     ticket: Option<&Ticket>,
 ) -> Result<(), Rejection> {
     let value = |text: &str| HeaderValue::from_str(text).map_err(|it| Rejection::because(Code::Internal, it));
-    let upstream = &shared.config.upstream;
-    let mut key = value(&format!("Bearer {}", upstream.api_key.expose()))?;
-    key.set_sensitive(true);
-    headers.insert(HOST, value(&upstream.server.authority())?);
-    headers.insert(AUTHORIZATION, key);
-    headers.insert(FUNCTION_ID, value(&function.id)?);
-    headers.insert(NVCF_FUNCTION_ID, value(&function.id)?);
+    let function_id = value(&function.id)?;
+    headers.insert(HOST, shared.credentials.host.clone());
+    headers.insert(AUTHORIZATION, shared.credentials.key.clone());
+    headers.insert(FUNCTION_ID, function_id.clone());
+    headers.insert(NVCF_FUNCTION_ID, function_id);
     headers.remove(FUNCTION_VERSION_ID);
     if let Some(version) = &function.version {
         headers.insert(FUNCTION_VERSION_ID, value(version)?);
@@ -178,6 +177,26 @@ pub(crate) fn sign(
         headers.insert(RECONNECT_WINDOW, HeaderValue::from(window));
     }
     Ok(())
+}
+
+/// The headers that are the same for all requests.
+pub(crate) struct Credentials {
+    host: HeaderValue,
+    key: HeaderValue,
+}
+
+impl Credentials {
+    pub(crate) fn new(upstream: &config::Upstream) -> Result<Credentials, config::Problem> {
+        let value = |setting: &str, text: &str| {
+            HeaderValue::from_str(text).map_err(|_| {
+                let message = "has characters that no header may have";
+                config::Problem::new(config::Place::Nowhere, setting, message)
+            })
+        };
+        let mut key = value("upstream.api_key", &format!("Bearer {}", upstream.api_key.expose()))?;
+        key.set_sensitive(true);
+        Ok(Credentials { host: value("upstream.server", &upstream.server.authority())?, key })
+    }
 }
 
 /// The request target upstream: any prefix before `/sign_in` is the gateway's own; the query passes as it is, without a

@@ -3,7 +3,8 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,20 +21,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::clock::Clock;
+use crate::gateway::Totals;
 use crate::gateway::tunnel::Tunnel;
-use crate::gateway::worker::Counted;
 use crate::session::Sent;
 
 /// A connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
     io: Io,
-    /// What a browser's connection counts as, as long as it lives.
+    /// What it counts as, as long as it lives.
     counted: Option<Counted>,
-    /// Whether the next write is the head of a response, which is held back until something follows.
-    holds_next: bool,
-    /// A head held back, so that it leaves together with the body's beginning.
-    held: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -52,6 +49,23 @@ pub(crate) struct Tcp {
     written: u64,
 }
 
+/// A connection that is counted as long as this lives.
+pub(crate) struct Counted {
+    totals: Arc<Totals>,
+    counts: Counts,
+}
+
+/// What a connection counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// A browser's.
+    Browser,
+    /// A browser's that is only told that there is no room.
+    Refusal,
+    /// One upstream.
+    Upstream,
+}
+
 /// Bytes that a browser may send before it is answered. They wait; none goes upstream before its 101 (CVE-2026-2833).
 const EARLY: usize = 16 << 10;
 
@@ -59,26 +73,23 @@ const EARLY: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 
-/// Longest head that is held back.
-const MOST_HELD: usize = 8 << 10;
-
 impl Conn {
     /// A clear-text connection.
     pub(crate) fn plain(tcp: TcpStream) -> Self {
-        Conn { io: Io::Plain(tcp.into()), counted: None, holds_next: false, held: Vec::new() }
+        Conn { io: Io::Plain(tcp.into()), counted: None }
     }
 
     /// An encrypted connection.
     pub(crate) fn tls(tls: impl Into<TlsStream<Tcp>>) -> Self {
-        Conn { io: Io::Tls(Box::new(tls.into())), counted: None, holds_next: false, held: Vec::new() }
+        Conn { io: Io::Tls(Box::new(tls.into())), counted: None }
     }
 
     /// A browser's connection at another replica.
     pub(crate) fn tunnel(tunnel: Tunnel) -> Self {
-        Conn { io: Io::Tunnel(Box::new(tunnel)), counted: None, holds_next: false, held: Vec::new() }
+        Conn { io: Io::Tunnel(Box::new(tunnel)), counted: None }
     }
 
-    /// Counts as a browser's connection from now on.
+    /// Is counted from now on.
     pub(crate) fn count(&mut self, counted: Counted) {
         self.counted = Some(counted);
     }
@@ -96,7 +107,7 @@ impl Conn {
         }
     }
 
-    /// Where the last byte stands in the TCP stream when `n_waiting` more are still to be written. Nothing may be held.
+    /// Where the last byte stands in the TCP stream when `n_waiting` more are still to be written.
     pub(crate) fn sent(&self, n_waiting: usize) -> Sent {
         match &self.io {
             Io::Plain(tcp) => Sent::Plain(tcp.written + n_waiting as u64),
@@ -161,41 +172,40 @@ impl Conn {
         }
         std::future::pending().await
     }
+}
 
-    /// What is written next is the head of a response. It waits for the first piece of the body, or for a flush.
-    pub(crate) fn begin_response(&mut self) {
-        self.holds_next = true;
+impl Counted {
+    /// A connection that was counted just now, and its descriptor too.
+    pub(crate) fn new(totals: &Arc<Totals>, counts: Counts) -> Counted {
+        if counts != Counts::Upstream {
+            totals.metrics.connection(1);
+        }
+        Counted { totals: Arc::clone(totals), counts }
     }
 
-    /// Writes what is held, then `bytes`; gives how many of `bytes` are written. With no `bytes` it ends when nothing is
-    /// held any more.
-    fn poll_write_all_held(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        while !self.held.is_empty() {
-            let parts = [IoSlice::new(&self.held), IoSlice::new(bytes)];
-            let written = match &mut self.io {
-                Io::Plain(tcp) => ready!(Pin::new(tcp).poll_write_vectored(cx, &parts))?,
-                Io::Tls(tls) => ready!(Pin::new(tls).poll_write_vectored(cx, &parts))?,
-                Io::Tunnel(tunnel) => ready!(tunnel.poll_write(cx, &self.held))?,
-            };
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            if written < self.held.len() {
-                self.held.drain(..written);
-                continue;
-            }
-            let of_bytes = written - self.held.len();
-            self.held = Vec::new(); // an idle connection keeps no buffer
-            if of_bytes > 0 {
-                return Poll::Ready(Ok(of_bytes));
-            }
+    /// Whether there is no room for it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.counts == Counts::Refusal
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let Counted { totals, counts } = self;
+        match counts {
+            Counts::Browser | Counts::Upstream => totals.files.release(),
+            Counts::Refusal => totals.files.refused(),
         }
-        match &mut self.io {
-            _ if bytes.is_empty() => Poll::Ready(Ok(0)),
-            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-            Io::Tunnel(tunnel) => tunnel.poll_write(cx, bytes),
+        if *counts != Counts::Upstream {
+            totals.n_connections.fetch_sub(1, Ordering::Relaxed);
+            totals.metrics.connection(-1);
         }
+    }
+}
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.counts.fmt(f)
     }
 }
 
@@ -262,18 +272,15 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if std::mem::take(&mut this.holds_next) && bytes.len() <= MOST_HELD {
-            this.held.extend_from_slice(bytes);
-            return Poll::Ready(Ok(bytes.len()));
+        match &mut self.get_mut().io {
+            Io::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Io::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Io::Tunnel(tunnel) => tunnel.poll_write(cx, bytes),
         }
-        this.poll_write_all_held(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_all_held(cx, &[]))?;
-        match &mut this.io {
+        match &mut self.get_mut().io {
             Io::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Io::Tls(tls) => Pin::new(tls).poll_flush(cx),
             Io::Tunnel(tunnel) => Pin::new(&mut tunnel.stream).poll_flush(cx),
@@ -281,9 +288,7 @@ impl AsyncWrite for Conn {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_all_held(cx, &[]))?;
-        match &mut this.io {
+        match &mut self.get_mut().io {
             Io::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Io::Tunnel(tunnel) => Pin::new(&mut tunnel.stream).poll_shutdown(cx),

@@ -16,7 +16,6 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -132,9 +131,7 @@ impl SessionId {
 
     /// A new one.
     pub(crate) fn random() -> Self {
-        let mut bytes = [0; 16];
-        SystemRandom::new().fill(&mut bytes).expect("the system has randomness");
-        SessionId(bytes)
+        SessionId(rand::random()) // of a generator that is fit for keys, without a system call for each
     }
 
     /// The one that a browser names by a token of its own choice. Principal and function are part of it, so that a token
@@ -303,7 +300,10 @@ impl Found {
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|it| write!(f, "{it:02x}"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |it: u8| char::from(DIGITS[usize::from(it)]);
+        let text: String = self.0.iter().flat_map(|it| [digit(it >> 4), digit(it & 15)]).collect();
+        f.pad(&text)
     }
 }
 

@@ -1,7 +1,9 @@
 //! The head of an HTTP/1 message: read within bounds, checked, written.
 //!
-//! Every request head is read here, before Pingora sees it, so that a broken, huge or slow one is answered like any
-//! other rejection, and so that policies judge exactly the bytes that are served.
+//! Every request head is read here, so that a broken, huge or slow one is answered like any other rejection, and so that
+//! policies judge exactly what goes upstream.
+
+use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
@@ -20,6 +22,17 @@ pub(crate) struct RequestHead {
     /// Minor version of HTTP/1.
     pub(crate) minor: u8,
     pub(crate) headers: HeaderMap,
+}
+
+/// How a request is framed: what its connection has to know, and policies need not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Minor version of HTTP/1.
+    pub(crate) minor: u8,
+    /// Whether a body follows.
+    pub(crate) has_body: bool,
+    /// Whether the browser wants to send another request on this connection (RFC 9112 section 9.3).
+    pub(crate) keeps_alive: bool,
 }
 
 /// A response head.
@@ -51,6 +64,9 @@ pub(crate) enum HeadError {
 
 /// Longest request target: room for a token or two in the query.
 const LONGEST_TARGET: usize = 16 << 10;
+
+/// Header lines for which there is room on the stack: as many as are allowed by default.
+const USUAL_LINES: usize = 100;
 
 /// Bytes read at a time. Most heads fit.
 const CHUNK: usize = 4 << 10;
@@ -128,9 +144,17 @@ async fn read_more<R: AsyncRead + Unpin>(conn: &mut R, buf: &mut BytesMut) -> Re
 }
 
 fn parse_request(buf: &mut BytesMut, limits: Limits) -> Result<Option<RequestHead>, Rejection> {
-    let mut lines = vec![httparse::EMPTY_HEADER; limits.headers];
-    let mut request = httparse::Request::new(&mut lines);
-    let len = match request.parse(buf) {
+    let mut few = [MaybeUninit::uninit(); USUAL_LINES];
+    let mut many = Vec::new();
+    let lines = match few.get_mut(..limits.headers) {
+        Some(few) => few,
+        None => {
+            many.resize(limits.headers, MaybeUninit::uninit());
+            &mut many[..]
+        }
+    };
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(buf, lines) {
         Ok(httparse::Status::Complete(len)) if len <= limits.head => len,
         Ok(httparse::Status::Complete(_)) => return Err(too_large(buf)),
         Ok(httparse::Status::Partial) if buf.len() >= limits.head => return Err(too_large(buf)),
@@ -288,16 +312,15 @@ fn check_framing(headers: &HeaderMap, minor: u8) -> Result<(), Rejection> {
 }
 
 impl RequestHead {
-    /// Whether a body follows.
-    pub(crate) fn has_body(&self) -> bool {
-        self.headers.contains_key(TRANSFER_ENCODING)
-            || self.headers.get(CONTENT_LENGTH).is_some_and(|it| it != "0")
-    }
-
-    /// Whether the browser wants to send another request on this connection (RFC 9112 section 9.3).
-    pub(crate) fn keeps_alive(&self) -> bool {
-        let says = |token| has_token(&self.headers, &CONNECTION, token);
-        if self.minor == 0 { says("keep-alive") } else { !says("close") }
+    pub(crate) fn manner(&self) -> Manner {
+        let headers = &self.headers;
+        let says = |token| has_token(headers, &CONNECTION, token);
+        Manner {
+            minor: self.minor,
+            has_body: headers.contains_key(TRANSFER_ENCODING)
+                || headers.get(CONTENT_LENGTH).is_some_and(|it| it != "0"),
+            keeps_alive: if self.minor == 0 { says("keep-alive") } else { !says("close") },
+        }
     }
 }
 
@@ -322,7 +345,9 @@ pub(crate) fn write_request(method: &Method, target: &str, minor: u8, headers: &
 pub(crate) fn write_response(status: StatusCode, headers: &HeaderMap) -> BytesMut {
     let mut head = BytesMut::with_capacity(512);
     let reason = status.canonical_reason().unwrap_or("Unknown");
-    head.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
+    for part in ["HTTP/1.1 ", status.as_str(), " ", reason, "\r\n"] {
+        head.extend_from_slice(part.as_bytes());
+    }
     write_headers(&mut head, headers);
     head
 }

@@ -7,8 +7,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use crate::gateway::Shared;
-use crate::gateway::head::RequestHead;
-use crate::policy::LocalResponse;
+use crate::policy::{Exchange, LocalResponse};
 
 macro_rules! files {
     ($($path:literal $file:literal $kind:literal;)*) => {
@@ -29,11 +28,11 @@ files! {
 const POLICY: &str = "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 /// The file that a request asks for, when the page is served here.
-pub(crate) fn find(shared: &Shared, head: &RequestHead) -> Option<LocalResponse> {
-    if !shared.config.listen.page || !matches!(head.method, Method::GET | Method::HEAD) {
+pub(crate) fn find(shared: &Shared, exchange: &Exchange) -> Option<LocalResponse> {
+    if !shared.config.listen.page || !matches!(exchange.method, Method::GET | Method::HEAD) {
         return None;
     }
-    let (_, kind, content) = FILES.iter().find(|(path, _, _)| *path == head.path)?;
+    let (_, kind, content) = FILES.iter().find(|(path, _, _)| *path == exchange.path)?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

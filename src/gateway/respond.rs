@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorType};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -138,6 +138,7 @@ fn close_code(rejection: &Rejection) -> u16 {
 pub(crate) fn rescue_dial(error: &DialError) -> Rejection {
     let code = match error {
         DialError::Resolve(_) | DialError::Connect(_) => Code::UpstreamUnreachable,
+        DialError::Full => Code::SessionsFull,
         DialError::ConnectTimeout => Code::UpstreamConnectTimeout,
         DialError::Tls(_) => Code::UpstreamTls,
         DialError::Timeout => Code::UpstreamTimeout,
@@ -154,25 +155,16 @@ pub(crate) fn rescue_dial(error: &DialError) -> Rejection {
     Rejection::because(code, error.to_string())
 }
 
-/// What an error of Pingora's proxy means for the browser; `None` when the browser itself is gone.
-pub(crate) fn rescue(error: &Error) -> Option<Rejection> {
+/// What an error of Pingora's session with the upstream means for the browser.
+pub(crate) fn rescue(error: &Error) -> Rejection {
     use ErrorType::{
-        ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, H1Error,
-        HandshakeError, InvalidCert, InvalidHTTPHeader, ReadError, ReadTimedout, SocketError,
-        TLSHandshakeFailure, TLSHandshakeTimedout, WriteError, WriteTimedout,
+        ConnectionClosed, H1Error, InvalidHTTPHeader, ReadError, ReadTimedout, WriteError, WriteTimedout,
     };
-    let code = match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, ReadError | WriteError | ConnectionClosed | WriteTimedout) => return None,
-        (ErrorSource::Downstream, ReadTimedout) => Code::HeadTimeout,
-        (ErrorSource::Downstream, _) => Code::Malformed,
-        (_, ConnectTimedout) => Code::UpstreamConnectTimeout,
-        (_, ConnectRefused | ConnectNoRoute | ConnectError | SocketError) => Code::UpstreamUnreachable,
-        (_, TLSHandshakeFailure | TLSHandshakeTimedout | InvalidCert | HandshakeError) => Code::UpstreamTls,
-        (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => Code::UpstreamTimeout,
-        (ErrorSource::Upstream, ConnectionClosed | ReadError | WriteError) => Code::UpstreamClosed,
-        (ErrorSource::Upstream, InvalidHTTPHeader | H1Error) => Code::UpstreamGarbage,
-        (ErrorSource::Upstream, _) => Code::UpstreamRefused,
-        _ => Code::Internal,
+    let code = match error.etype() {
+        ReadTimedout | WriteTimedout => Code::UpstreamTimeout,
+        ConnectionClosed | ReadError | WriteError => Code::UpstreamClosed,
+        InvalidHTTPHeader | H1Error => Code::UpstreamGarbage,
+        _ => Code::UpstreamRefused,
     };
-    Some(Rejection::because(code, error.to_string()))
+    Rejection::because(code, error.to_string())
 }

@@ -20,9 +20,9 @@ use tokio_rustls::TlsConnector;
 
 use crate::clock::Clock;
 use crate::config;
-use crate::gateway::conn::Conn;
+use crate::gateway::Totals;
+use crate::gateway::conn::{Conn, Counted, Counts};
 use crate::gateway::head::{self, HeadError, Limits};
-use crate::telemetry::Metrics;
 
 /// Dials the upstream.
 pub(crate) struct Dialer {
@@ -32,7 +32,7 @@ pub(crate) struct Dialer {
     handshake_timeout: Duration,
     resolved: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
     clock: Clock,
-    metrics: Metrics,
+    totals: Arc<Totals>,
 }
 
 /// An upstream that has answered 101.
@@ -62,6 +62,8 @@ pub(crate) enum DialError {
     Resolve(std::io::Error),
     #[error("cannot connect: {0}")]
     Connect(std::io::Error),
+    #[error("the process may open no further file")]
+    Full,
     #[error("no connection within `upstream.connect_timeout`")]
     ConnectTimeout,
     #[error("TLS: {0}")]
@@ -97,7 +99,7 @@ impl Dialer {
         config: &config::Upstream,
         tls: Option<Arc<rustls::ClientConfig>>,
         clock: &Clock,
-        metrics: &Metrics,
+        totals: &Arc<Totals>,
     ) -> Result<Self, config::Problem> {
         let server = config.server.clone();
         let tls = match tls {
@@ -117,13 +119,8 @@ impl Dialer {
             handshake_timeout: config.handshake_timeout,
             resolved: Mutex::new(None),
             clock: clock.clone(),
-            metrics: metrics.clone(),
+            totals: Arc::clone(totals),
         })
-    }
-
-    /// The upstream's addresses, within the time for a connection.
-    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
-        self.clock.timeout(self.connect_timeout, self.resolve()).await.ok_or(DialError::ConnectTimeout)?
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
@@ -139,7 +136,7 @@ impl Dialer {
         if addresses.is_empty() {
             return Err(DialError::Resolve(std::io::Error::other("the name has no address")));
         }
-        self.metrics.upstream("resolve", self.clock.now() - now);
+        self.totals.metrics.upstream("resolve", self.clock.now() - now);
         *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, addresses.clone()));
         Ok(addresses)
     }
@@ -153,11 +150,11 @@ impl Dialer {
             match TcpStream::connect(address).await {
                 Ok(tcp) => {
                     tune(&tcp);
-                    self.metrics.upstream("connect", self.clock.now() - started);
+                    self.totals.metrics.upstream("connect", self.clock.now() - started);
                     let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
                     let started = self.clock.now();
                     let tls = connector.connect(name.clone(), tcp.into()).await.map_err(DialError::Tls)?;
-                    self.metrics.upstream("tls", self.clock.now() - started);
+                    self.totals.metrics.upstream("tls", self.clock.now() - started);
                     return Ok(Conn::tls(tls));
                 }
                 Err(it) => error = Some(it),
@@ -167,6 +164,18 @@ impl Dialer {
         Err(DialError::Connect(error.expect("there was at least one address")))
     }
 
+    /// A fresh connection, within the time for one.
+    pub(crate) async fn dial(&self) -> Result<Conn, DialError> {
+        if !self.totals.files.hold() {
+            return Err(DialError::Full);
+        }
+        let counted = Counted::new(&self.totals, Counts::Upstream);
+        let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
+        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
+        conn.count(counted);
+        Ok(conn)
+    }
+
     /// Sends a request over a connection of its own and reads the answer's head.
     pub(crate) async fn ask(
         &self,
@@ -174,8 +183,7 @@ impl Dialer {
         target: &str,
         headers: &HeaderMap,
     ) -> Result<Answered, DialError> {
-        let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
-        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
+        let mut conn = self.dial().await?;
         let started = self.clock.now();
         let request = head::write_request(method, target, 1, headers);
         let exchange = async {
@@ -185,7 +193,7 @@ impl Dialer {
         };
         let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
         let (head::ResponseHead { status, headers, .. }, rest) = answered.ok_or(DialError::Timeout)??;
-        self.metrics.upstream("answer", self.clock.now() - started);
+        self.totals.metrics.upstream("answer", self.clock.now() - started);
         Ok(Answered { conn, status, headers, rest })
     }
 

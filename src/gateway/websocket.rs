@@ -24,7 +24,7 @@ use crate::gateway::cookie::Ticket;
 use crate::gateway::directory::{
     About, Attach, Entry, Found, Handed, Identity, Listed, Mail, Offered, Refused,
 };
-use crate::gateway::head::{self, RequestHead};
+use crate::gateway::head::{self, Manner, RequestHead};
 use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
 use crate::gateway::tunnel::Carrier;
@@ -49,17 +49,17 @@ pub(crate) fn is_meant(head: &RequestHead) -> bool {
 }
 
 /// Checks the handshake (RFC 6455 section 4.2.1) and gives the accept key.
-fn check_handshake(head: &RequestHead) -> Result<String, Rejection> {
-    let headers = &head.headers;
-    if head.method != Method::GET {
+fn check_handshake(manner: Manner, exchange: &Exchange) -> Result<String, Rejection> {
+    let headers = &exchange.headers;
+    if exchange.method != Method::GET {
         return Err(Code::WebSocketMethod.into());
     }
     let upgrades =
         head::has_token(headers, &UPGRADE, "websocket") && head::has_token(headers, &CONNECTION, "upgrade");
-    if head.minor == 0 || !upgrades {
+    if manner.minor == 0 || !upgrades {
         return Err(Code::WebSocketConnection.into());
     }
-    if head.has_body() {
+    if manner.has_body {
         return Err(Code::WebSocketBody.into());
     }
     let mut versions = headers.get_all(SEC_WEBSOCKET_VERSION).iter();
@@ -81,7 +81,7 @@ pub(crate) async fn serve(
     worker: &Rc<Worker>,
     mut conn: Conn,
     mut early: BytesMut,
-    head: RequestHead,
+    manner: Manner,
     mut exchange: Exchange,
     route: RouteChain,
 ) {
@@ -89,7 +89,7 @@ pub(crate) async fn serve(
     let started = shared.clock.now();
     let admitted = tokio::select! {
         biased;
-        admitted = admit_browser(worker, &head, &mut exchange, &route) => admitted,
+        admitted = admit_browser(worker, manner, &mut exchange, &route) => admitted,
         () = conn.gone(&mut early) => return left(worker, &mut exchange, &route, started),
     };
     let admitted = match admitted {
@@ -227,18 +227,18 @@ enum Failure {
 /// Checks the handshake and asks the policies. With the accept key, a refusal may also be a Close frame.
 async fn admit_browser(
     worker: &Rc<Worker>,
-    head: &RequestHead,
+    manner: Manner,
     exchange: &mut Exchange,
     route: &RouteChain,
 ) -> Result<Admitted, (Stop, Option<String>)> {
     let shared = &worker.shared;
     let reject = |rejection: Rejection| (Stop::Reject(rejection), None);
-    let accept_key = check_handshake(head).map_err(reject)?;
-    exchange.offer = Offer::parse(&head.headers).map_err(|code| reject(code.into()))?;
+    let accept_key = check_handshake(manner, exchange).map_err(reject)?;
+    exchange.offer = Offer::parse(&exchange.headers).map_err(|code| reject(code.into()))?;
     if !exchange.offer.is_empty() {
         exchange.offer.answer(None).map_err(|code| reject(code.into()))?;
     }
-    check_origin(shared.config.parts.origins.as_deref(), head).map_err(|code| reject(code.into()))?;
+    check_origin(shared.config.parts.origins.as_deref(), exchange).map_err(|code| reject(code.into()))?;
 
     let stop = |stop: Stop| (stop, Some(accept_key.clone()));
     let function = admit::admit(worker, &route.chain, exchange).await.map_err(stop)?;
@@ -469,9 +469,9 @@ fn forgets(error: &DialError) -> bool {
 
 /// A page of an origin that is not on the list may not open a WebSocket: browsers do not ask before they do (RFC 6455
 /// section 10.2). A client without an origin is no browser.
-fn check_origin(allowed: Option<&[String]>, head: &RequestHead) -> Result<(), Code> {
+fn check_origin(allowed: Option<&[String]>, exchange: &Exchange) -> Result<(), Code> {
     let Some(allowed) = allowed else { return Ok(()) };
-    let mut origins = head.headers.get_all(ORIGIN).iter();
+    let mut origins = exchange.headers.get_all(ORIGIN).iter();
     match (origins.next().map(HeaderValue::to_str), origins.next()) {
         (None, _) => Ok(()),
         (Some(Ok(origin)), None) if allowed.iter().any(|it| it.eq_ignore_ascii_case(origin)) => Ok(()),

@@ -1,10 +1,13 @@
 //! A worker: one thread, one event loop, one Lua VM, and the connections that it accepted.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -14,13 +17,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::LocalSet;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timer};
 use crate::config::Problems;
-use crate::gateway::conn::Conn;
+use crate::gateway::conn::{Conn, Counted, Counts};
+use crate::gateway::files::one_more;
 use crate::gateway::head::{self, HeadError, Limits};
-use crate::gateway::http::Proxy;
+use crate::gateway::pool::Pool;
 use crate::gateway::tunnel::Carrier;
-use crate::gateway::{Shared, Totals, admit, http as plain, page, respond, sign_in, upstream, websocket};
+use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, upstream, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
@@ -39,7 +43,8 @@ pub(crate) struct Worker {
     pub(crate) idx: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) watch: Plugins,
-    pub(crate) proxy: Arc<Proxy>,
+    /// Connections upstream that all browsers share, where the configuration says so.
+    pub(crate) pool: Pool,
     routes: RefCell<Rc<Routes>>,
     /// What plugins do beside all requests; it ends with their VM.
     beside: RefCell<Option<AbortOnDrop>>,
@@ -66,8 +71,11 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// refused because it came a moment too early for the process that comes after.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
-/// How often a worker's VM is measured.
+/// How often a worker's VM is measured, and its pool is looked through.
 const MEASURE: Duration = Duration::from_secs(5);
+
+/// Connections that a worker keeps for all browsers.
+const MOST_POOLED: usize = 128;
 
 /// Runs a worker until the gateway drains and its last connection has ended.
 pub(crate) fn run(
@@ -107,6 +115,7 @@ pub(crate) fn run(
                 () = std::future::poll_fn(|cx| measured.poll(cx)) => {
                     let worker = slot.worker();
                     worker.shared.metrics.lua_memory(idx, worker.routes.borrow().memory());
+                    worker.pool.prune(clock.now());
                     measured.reset(clock.now() + MEASURE);
                 }
                 Ok(()) = generations.changed() => {
@@ -171,13 +180,20 @@ impl Slot {
     ) {
         let shared = &self.current.borrow().shared;
         let totals = &shared.totals;
-        if totals.n_connections.fetch_add(1, Ordering::Relaxed) >= shared.config.listen.max_connections {
-            totals.n_connections.fetch_sub(1, Ordering::Relaxed);
-            shared.metrics.connection_refused();
-            return;
+        if !one_more(&totals.n_connections, shared.config.listen.max_connections) {
+            return shared.metrics.connection_refused("max_connections");
         }
-        shared.metrics.connection(1);
-        let counted = Counted(Arc::clone(totals));
+        let counts = if totals.files.hold_with_room() {
+            Counts::Browser
+        } else {
+            shared.metrics.connection_refused("files");
+            if !totals.files.refuse() {
+                totals.n_connections.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+            Counts::Refusal
+        };
+        let counted = Counted::new(totals, counts);
         connections.spawn_local(Box::pin(Rc::clone(self).serve(tcp, client, counted)));
     }
 
@@ -202,13 +218,22 @@ impl Slot {
                 }
             }
         };
+        let is_refused = counted.is_refusal();
         conn.count(counted);
         let mut buf = BytesMut::new();
         let mut patience = shared.config.listen.head_timeout;
+        let mut timer = shared.clock.timer(shared.clock.now() + patience);
         let mut spare = FIRST_REQUEST;
-        let key = shared.totals.next_key.fetch_add(1, Ordering::Relaxed) as u64;
+        let mut draining = worker.draining.clone();
+        let drained = async move { drop(draining.wait_for(|it| *it).await) }; // a sender that is gone drains as well
+        let mut drained = pin!(drained);
+        let own = Pool::new(1);
         loop {
-            if buf.is_empty() && !worker.next_request(&mut conn, &mut buf, patience, spare).await {
+            if buf.is_empty()
+                && !worker
+                    .next_request(&mut conn, &mut buf, &mut timer, patience, drained.as_mut(), spare)
+                    .await
+            {
                 return;
             }
             worker = self.worker(); // a request is served by the configuration of its time
@@ -229,10 +254,11 @@ impl Slot {
                 }
                 None => return worker.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
             };
-            let is_websocket = websocket::is_meant(&head);
-            let mut exchange = admit::exchange(&worker, client, &head, is_websocket);
+            let (manner, is_websocket) = (head.manner(), websocket::is_meant(&head));
+            let mut exchange = admit::exchange(&worker, client, head, is_websocket);
             let routes = worker.routes();
             let found = match routes.find(&exchange.path) {
+                _ if is_refused => Err(Code::SessionsFull.into()),
                 Ok(Some(route)) => Ok(route.clone()),
                 Ok(None) => Err(Code::RouteNone.into()),
                 Err(Ambiguous) => {
@@ -242,7 +268,7 @@ impl Slot {
             let route = match found {
                 Ok(route) => route,
                 Err(rejection) => {
-                    let keep = head.keeps_alive() && !head.has_body() && !is_websocket;
+                    let keep = manner.keeps_alive && !manner.has_body && !is_websocket && !is_refused;
                     let fallback = routes.fallback().cloned();
                     let response = respond::reject(worker.rejected(rejection), &mut exchange);
                     match worker.answer(conn, response, fallback.as_ref(), &mut exchange, keep, started).await
@@ -255,27 +281,36 @@ impl Slot {
             };
             exchange.route = route.path.to_string();
             if is_websocket {
-                return websocket::serve(&self, &worker, conn, buf, head, exchange, route).await;
+                return websocket::serve(&self, &worker, conn, buf, manner, exchange, route).await;
             }
-            if let Some(file) = page::find(shared, &head) {
-                let keep = head.keeps_alive() && !head.has_body();
+            if let Some(file) = page::find(shared, &exchange) {
+                let keep = manner.keeps_alive && !manner.has_body;
                 match worker.answer(conn, file, Some(&route), &mut exchange, keep, started).await {
                     Some(again) => conn = again,
                     None => return,
                 }
                 continue;
             }
-            if sign_in::is_meant(&exchange, &route) && !head.has_body() {
+            if sign_in::is_meant(&exchange, &route) && !manner.has_body {
                 let response = sign_in::answer(&worker, &mut exchange, &route).await;
-                let keep = head.keeps_alive();
+                let keep = manner.keeps_alive;
                 match worker.answer(conn, response, Some(&route), &mut exchange, keep, started).await {
                     Some(again) => conn = again,
                     None => return,
                 }
                 continue;
             }
-            match plain::serve(&worker, conn, std::mem::take(&mut buf), head, exchange, route, key, started)
-                .await
+            match plain::serve(
+                &worker,
+                conn,
+                std::mem::take(&mut buf),
+                manner,
+                exchange,
+                route,
+                &own,
+                started,
+            )
+            .await
             {
                 Some((again, rest)) => (conn, buf) = (again, rest),
                 None => return,
@@ -290,7 +325,7 @@ impl Worker {
         Ok(Worker {
             idx,
             watch: Plugins::new(&shared.metrics, &shared.clock),
-            proxy: plain::proxy(&shared),
+            pool: Pool::new(MOST_POOLED),
             beside: RefCell::new(begin_beside(&routes, idx)),
             routes: RefCell::new(Rc::new(routes)),
             draining: shared.draining.clone(),
@@ -326,7 +361,7 @@ impl Worker {
         drop(self.beside.borrow_mut().take());
     }
 
-    fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         *self.draining.borrow()
     }
 
@@ -344,20 +379,43 @@ impl Worker {
         &self,
         conn: &mut Conn,
         buf: &mut BytesMut,
+        timer: &mut Timer,
         patience: Duration,
+        drained: Pin<&mut impl Future<Output = ()>>,
         spare: Duration,
     ) -> bool {
         let mut first = [0; 1024];
+        let clock = &self.shared.clock;
+        let until = clock.now() + patience;
+        let late = poll_fn(|cx| {
+            // A timer that is moved for each request costs more than one that comes too early now and then.
+            while timer.poll(cx).is_ready() {
+                if clock.now() >= until {
+                    return Poll::Ready(());
+                }
+                timer.reset(until);
+            }
+            Poll::Pending
+        });
+        let drained = async {
+            if !self.is_draining() {
+                drained.await;
+            }
+            if !spare.is_zero() {
+                clock.sleep(spare).await;
+            }
+        };
         tokio::select! {
             biased;
-            () = self.drained(spare) => false,
-            read = self.shared.clock.timeout(patience, conn.read(&mut first)) => match read {
-                Some(Ok(n)) if n > 0 => {
+            () = drained => false,
+            read = conn.read(&mut first) => match read {
+                Ok(n) if n > 0 => {
                     buf.extend_from_slice(&first[..n]);
                     true
                 }
                 _ => false,
             },
+            () = late => false,
         }
     }
 
@@ -465,22 +523,6 @@ impl Drop for RelayGuard {
     fn drop(&mut self) {
         self.0.n_relays.set(self.0.n_relays.get() - 1);
         self.0.relay_ended.notify_one();
-    }
-}
-
-/// A connection that is counted as long as this lives.
-pub(crate) struct Counted(Arc<Totals>);
-
-impl std::fmt::Debug for Counted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Counted")
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.n_connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.connection(-1);
     }
 }
 

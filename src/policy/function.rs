@@ -72,13 +72,20 @@ fn asked(exchange: &Exchange) -> Result<Option<&str>, Code> {
 /// The headers of a request that stay when it goes upstream: neither hop-by-hop ones (RFC 9110 section 7.6.1) nor
 /// those that are the gateway's to say.
 pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let nominated: Vec<String> = headers
-        .get_all(http::header::CONNECTION)
-        .iter()
-        .filter_map(|it| it.to_str().ok())
-        .flat_map(|it| it.split(','))
-        .map(|it| it.trim().to_ascii_lowercase())
-        .collect();
+    end_to_end(headers, |name| name != "host" && !super::is_reserved(name))
+}
+
+/// The headers of an answer that stay when it goes to the browser.
+pub(crate) fn passed_back(headers: &HeaderMap) -> HeaderMap {
+    end_to_end(headers, |_| true)
+}
+
+fn end_to_end(headers: &HeaderMap, stays: impl Fn(&str) -> bool) -> HeaderMap {
+    let nominated = headers.get_all(http::header::CONNECTION);
+    let is_nominated = |name: &str| {
+        let mut tokens = nominated.iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
+        tokens.any(|it| it.trim().eq_ignore_ascii_case(name))
+    };
     let mut kept = HeaderMap::with_capacity(headers.len() + 8);
     for (name, value) in headers {
         let hop_by_hop = matches!(
@@ -91,13 +98,9 @@ pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
                 | "trailer"
                 | "transfer-encoding"
                 | "upgrade"
-                | "host"
                 | "http2-settings"
         );
-        if !hop_by_hop
-            && !super::is_reserved(name.as_str())
-            && !nominated.iter().any(|it| it == name.as_str())
-        {
+        if !hop_by_hop && stays(name.as_str()) && !is_nominated(name.as_str()) {
             kept.append(name.clone(), value.clone());
         }
     }

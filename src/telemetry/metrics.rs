@@ -52,7 +52,7 @@ pub(crate) struct Metrics {
     generation: IntGauge,
     reloads: IntCounterVec,
     connections: IntGauge,
-    connections_refused: IntCounter,
+    connections_refused: IntCounterVec,
     access_lines_dropped: IntCounter,
     /// What plugins have declared.
     declared: Declared,
@@ -262,10 +262,11 @@ impl Metrics {
                 &["result"],
             ),
             connections: gauge(r, "streamgate_connections", "Browser connections."),
-            connections_refused: counter(
+            connections_refused: counters(
                 r,
                 "streamgate_connections_refused_total",
-                "Browser connections closed at once because there were too many.",
+                "Browser connections that there was no room for: `listen.max_connections` (closed at once) or open files of the process (answered 503).",
+                &["reason"],
             ),
             declared: Declared::default(),
             access_lines_dropped: counter(
@@ -408,8 +409,8 @@ impl Metrics {
         self.connections.add(change);
     }
 
-    pub(crate) fn connection_refused(&self) {
-        self.connections_refused.inc();
+    pub(crate) fn connection_refused(&self, reason: &str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn access_line_dropped(&self) {

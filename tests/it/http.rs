@@ -77,6 +77,132 @@ async fn a_body_that_pauses_is_seen_as_far_as_it_has_come() {
 }
 
 #[tokio::test]
+async fn a_body_without_a_length_ends_as_the_browser_can_see_it() {
+    let upstream = Upstream::that(Act::Answer("HTTP/1.1 200 OK\r\n\r\nuntil the end".into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let answer = gateway.get("/x", &[]).await;
+    assert_eq!(answer.header("transfer-encoding").as_deref(), Some("chunked"));
+    assert_eq!(answer.text(), "until the end");
+    // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
+    let mut client = gateway.connect().await;
+    client.send(b"GET /x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").await;
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"until the end") {
+        seen.extend(client.exactly(1).await);
+    }
+    let seen = String::from_utf8(seen).expect("text");
+    assert!(seen.contains("connection: close\r\n") && !seen.contains("chunked"), "{seen}");
+    assert!(client.try_answer("GET").await.is_none(), "the connection ends");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_is_not_taken_for_whole() {
+    for (body, framing) in [("half", "Content-Length: 9"), ("4\r\nhalf\r\n", "Transfer-Encoding: chunked")] {
+        let upstream =
+            Upstream::that(Act::Answer(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{body}"))).await;
+        let gateway = Gateway::in_front_of(&upstream).start().await;
+        let mut client = gateway.connect().await;
+        client.request("GET", "/x", &[], b"").await;
+        assert!(client.ends_with_reset().await, "{framing}");
+        gateway.until_metric("streamgate_rejections_total", &[("code", "upstream.closed")], 1.0);
+    }
+}
+
+#[tokio::test]
+async fn no_body_follows_where_none_may() {
+    for (method, head, body, length) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", "", Some("5")),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n", "", Some("5")),
+        ("GET", "HTTP/1.1 204 No Content\r\n", "", None),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", "", Some("0")),
+    ] {
+        let upstream = Upstream::that(Act::Begin(format!("{head}\r\n{body}"))).await;
+        let gateway = Gateway::in_front_of(&upstream).start().await;
+        let mut client = gateway.connect().await;
+        for _ in 0..2 {
+            // The second answer begins where the first has ended.
+            client.request(method, "/x", &[], b"").await;
+            let answer = client.answer_to(if head.contains(" 200 ") { method } else { "HEAD" }).await;
+            assert!(head.contains(&format!(" {} ", answer.status)), "{head}");
+            assert_eq!(answer.header("content-length").as_deref(), length, "{head}");
+            assert_eq!(answer.header("transfer-encoding"), None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_informational_answer_comes_before_the_one_proper() {
+    let both = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let upstream = Upstream::that(Act::Answer(both.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
+    assert!(client.exactly(25).await.starts_with(b"HTTP/1.1 100 Continue\r\n\r\n"));
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let unasked =
+        Upstream::that(Act::Begin("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".into())).await;
+    let gateway = Gateway::in_front_of(&unasked).start().await;
+    assert_eq!(
+        gateway.get("/x", &[("Upgrade", "x"), ("Connection", "upgrade")]).await.code(),
+        "upstream.garbage"
+    );
+}
+
+#[tokio::test]
+async fn who_does_not_want_the_body_may_say_so_at_once() {
+    let refusal = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!";
+    let upstream = Upstream::that(Act::Answer(refusal.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nthe beginning").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (413, "no!"));
+    assert!(client.try_answer("GET").await.is_none(), "what is left of the body is no request");
+}
+
+#[tokio::test]
+async fn a_body_that_is_none_is_refused_before_more_of_it_goes_upstream() {
+    let upstream = Upstream::that(Act::Silence).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (400, "request.malformed"));
+    assert!(client.try_answer("GET").await.is_none());
+}
+
+#[tokio::test]
+async fn requests_that_come_together_are_answered_in_turn() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream).upstream("pool = \"per-client\"").start().await;
+    let mut client = gateway.connect().await;
+    let one = |n: usize| format!("POST /{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n{n:03}");
+    client.send((0..20).map(one).collect::<String>().as_bytes()).await;
+    for n in 0..20 {
+        let text = client.answer().await.text();
+        assert!(text.starts_with(&format!("POST /{n} ")) && text.ends_with(&format!("{n:03}")), "{text}");
+    }
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_meanwhile_costs_nobody_a_request() {
+    // The first connection answers once and is closed by the upstream when it is used again.
+    let once = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    for pool in ["per-client", "shared"] {
+        let upstream = Upstream::that(Act::Answer(once.into())).await;
+        let gateway = Gateway::in_front_of(&upstream).upstream(&format!("pool = {pool:?}")).start().await;
+        let mut client = gateway.connect().await;
+        for n in 1..=5 {
+            client.request("GET", "/x", &[], b"").await;
+            assert_eq!(client.answer().await.status, 200, "{pool}");
+            assert_eq!(upstream.n_connections(), n, "each served one request");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_key_that_the_upstream_refuses_is_not_the_browsers() {
     let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n";
     let upstream = Upstream::that(Act::Answer(refusal.into())).await;
@@ -260,7 +386,7 @@ async fn too_many_connections_are_closed_at_once() {
     let (first, _second) = (gateway.connect().await, gateway.connect().await);
     gateway.until_metric("streamgate_connections", &[], 2.0);
     assert!(gateway.connect().await.try_answer("GET").await.is_none());
-    assert_eq!(gateway.metric("streamgate_connections_refused_total", &[]), 1.0);
+    assert_eq!(gateway.metric("streamgate_connections_refused_total", &[("reason", "max_connections")]), 1.0);
     drop(first);
     gateway.until_metric("streamgate_connections", &[], 1.0);
     assert_eq!(gateway.get("/x", &[]).await.status, 200);

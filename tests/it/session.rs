@@ -6,7 +6,8 @@ use streamgate::clock::Clock;
 
 use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::upstream::Act;
-use crate::support::{Client, Gateway, Leg, TOKEN, Upstream, advancing, cookie, soon};
+use crate::support::process::Process;
+use crate::support::{Client, FUNCTION, Gateway, KEY, Leg, TOKEN, Upstream, advancing, cookie, soon};
 
 /// A session ends with either connection.
 const NO_RESUME: &str = "[sessions.resume]\nmode = \"off\"";
@@ -497,4 +498,61 @@ async fn a_session_ends_when_its_token_is_withdrawn_or_has_expired() {
     assert_eq!(leg_of_ada.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
     gateway.until_metric("streamgate_session_ends_total", &[("reason", "refused")], 2.0);
     gateway.until_metric("streamgate_rejections_total", &[("code", "auth.unknown_token")], 1.0);
+}
+
+#[tokio::test]
+async fn a_browser_that_would_take_the_last_files_is_told_so_and_the_others_go_on() {
+    let mut upstream = Upstream::start().await;
+    let server = format!("http://{}", upstream.address);
+    let env = [
+        ("NVCF_API_KEY", KEY),
+        ("STREAMING_FUNCTION_ID", FUNCTION),
+        ("NVCF_SERVER", &*server),
+        ("STREAMGATE_LISTEN_ADDRESS", "127.0.0.1:0"),
+        ("STREAMGATE_ADMIN_ADDRESS", "127.0.0.1:0"),
+    ];
+    let process = Process::start_with_files(200, &["run"], &env);
+    let (address, admin) = (process.address("gateway").await, process.address("admin").await);
+    process.stderr.line_with("may open files for about 36 sessions only").await;
+
+    let open = async || {
+        let mut client = Client::connect(address).await;
+        client.upgrade("/sign_in", &[]).await;
+        let answer = client.answer().await;
+        (client, answer)
+    };
+    let (mut sessions, mut legs) = (Vec::new(), Vec::new());
+    let refusal = loop {
+        let (client, answer) = open().await;
+        if answer.status != 101 {
+            break answer;
+        }
+        sessions.push(client);
+        legs.push(upstream.leg().await);
+    };
+    assert_eq!(sessions.len(), 36);
+    assert_eq!((refusal.status, refusal.code().as_str()), (503, "sessions.full"));
+    assert_eq!(refusal.header("retry-after").as_deref(), Some("2"));
+    assert_eq!(refusal.header("access-control-allow-origin").as_deref(), Some("*"));
+    for idle in (0..200).map(|_| Client::connect(address)) {
+        drop(idle.await); // many who say nothing leave room for those who ask
+    }
+    let (_, again) = open().await;
+    assert_eq!(again.status, 503);
+
+    sessions[0].send(&from_browser(1, b"still here")).await;
+    assert_eq!(legs[0].frame().await.expect("a frame").payload, b"still here");
+    let mut client = Client::connect(admin).await;
+    client.request("GET", "/metrics", &[], b"").await;
+    let metrics = client.answer().await.text();
+    let refused =
+        metrics.lines().find(|it| it.starts_with("streamgate_connections_refused_total{reason=\"files\"}"));
+    assert!(refused.is_some_and(|it| !it.ends_with(" 0")), "{metrics}");
+    assert!(!process.stderr.text().contains("could not be accepted"), "{}", process.stderr.text());
+
+    sessions.remove(1).send(&from_browser(8, &close_payload(1000, "done"))).await;
+    assert_eq!(legs[1].frame().await.expect("a Close frame").opcode, 8);
+    drop(legs.remove(1)); // both connections of the session end
+    let back = async { while open().await.1.status != 101 {} };
+    soon("a place", back).await;
 }

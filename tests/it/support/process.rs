@@ -50,7 +50,22 @@ pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Ended {
 impl Process {
     /// Starts the binary.
     pub fn start(args: &[&str], env: &[(&str, &str)]) -> Process {
-        let mut child = command(args, env).spawn().expect("the binary can be started");
+        Process::spawn(command(args, env))
+    }
+
+    /// The same, in a process that may open so many files only.
+    pub fn start_with_files(n: u32, args: &[&str], env: &[(&str, &str)]) -> Process {
+        let script = format!("ulimit -n {n} && exec \"$0\" \"$@\"");
+        let inner = command(args, env);
+        let mut outer = Command::new("/bin/sh");
+        outer.args(["-c", &script]).arg(inner.as_std().get_program()).args(args);
+        outer.env_clear().envs(env.iter().copied()).stdin(Stdio::null());
+        outer.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        Process::spawn(outer)
+    }
+
+    fn spawn(mut command: Command) -> Process {
+        let mut child = command.spawn().expect("the binary can be started");
         let stdout = Output::of(child.stdout.take().expect("it is piped"));
         let stderr = Output::of(child.stderr.take().expect("it is piped"));
         Process { child, stdout, stderr }

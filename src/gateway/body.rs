@@ -1,0 +1,210 @@
+//! The body of a request, piece by piece (RFC 9112 sections 6 and 7.1).
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+
+/// What of a request's body is still to come.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Body {
+    /// Nothing.
+    Done,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunks(Chunk),
+}
+
+/// What comes next of a body in chunks.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Chunk {
+    /// The line with its size.
+    Size,
+    /// So many bytes of it.
+    Data(u64),
+    /// The end of its line.
+    End,
+    /// The lines after the last one; so many bytes of them may still come.
+    Trailers(usize),
+}
+
+/// A body that is no body.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(&'static str);
+
+/// Longest line with a chunk's size, and most bytes of trailers. Neither is passed on.
+const LONGEST_LINE: usize = 4 << 10;
+
+impl Body {
+    /// The body that a request's headers announce. That it can be read in one way only was checked with the head.
+    pub(crate) fn of(headers: &HeaderMap) -> Body {
+        if headers.contains_key(TRANSFER_ENCODING) {
+            return Body::Chunks(Chunk::Size);
+        }
+        let length = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
+        match length {
+            None | Some(0) => Body::Done,
+            Some(n) => Body::Length(n),
+        }
+    }
+
+    /// Whether all of it has come.
+    pub(crate) fn is_done(&self) -> bool {
+        *self == Body::Done
+    }
+
+    /// Takes the next piece off the front of `buf`; `None` when more has to come first, or when all of it has.
+    pub(crate) fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Bytes>, Malformed> {
+        loop {
+            match self {
+                Body::Done => return Ok(None),
+                Body::Length(left) => {
+                    let piece = take(left, buf);
+                    if *left == 0 {
+                        *self = Body::Done;
+                    }
+                    return Ok(piece);
+                }
+                Body::Chunks(Chunk::Size) => {
+                    let Some(size) = chunk_size(buf)? else { return Ok(None) };
+                    *self = Body::Chunks(match size {
+                        0 => Chunk::Trailers(LONGEST_LINE),
+                        size => Chunk::Data(size),
+                    });
+                }
+                Body::Chunks(Chunk::Data(left)) => {
+                    let piece = take(left, buf);
+                    if *left == 0 {
+                        *self = Body::Chunks(Chunk::End);
+                    }
+                    return Ok(piece);
+                }
+                Body::Chunks(Chunk::End) => {
+                    if buf.len() < 2 {
+                        return if b"\r\n".starts_with(buf) { Ok(None) } else { Err(UNENDED) };
+                    }
+                    if !buf.starts_with(b"\r\n") {
+                        return Err(UNENDED);
+                    }
+                    buf.advance(2);
+                    *self = Body::Chunks(Chunk::Size);
+                }
+                Body::Chunks(Chunk::Trailers(left)) => {
+                    let Some(end) = buf.iter().position(|it| *it == b'\n') else {
+                        return if buf.len() > *left {
+                            Err(Malformed("trailers without an end"))
+                        } else {
+                            Ok(None)
+                        };
+                    };
+                    let line = buf.split_to(end + 1);
+                    if *line == *b"\r\n" {
+                        *self = Body::Done;
+                        return Ok(None);
+                    }
+                    *left = left.checked_sub(line.len()).ok_or(Malformed("too many trailers"))?;
+                }
+            }
+        }
+    }
+}
+
+const UNENDED: Malformed = Malformed("a chunk that is longer than it says");
+
+/// As much of `left` bytes as there is.
+fn take(left: &mut u64, buf: &mut BytesMut) -> Option<Bytes> {
+    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
+    *left -= n as u64;
+    (n > 0).then(|| buf.split_to(n).freeze())
+}
+
+/// Takes the line with a chunk's size off the front of `buf`.
+fn chunk_size(buf: &mut BytesMut) -> Result<Option<u64>, Malformed> {
+    const MALFORMED: Malformed = Malformed("a chunk without a size");
+    // The parser takes a line without any digit for a zero.
+    if buf.first().is_some_and(|it| !it.is_ascii_hexdigit()) {
+        return Err(MALFORMED);
+    }
+    match httparse::parse_chunk_size(buf) {
+        Ok(httparse::Status::Complete((end, size))) => {
+            buf.advance(end);
+            Ok(Some(size))
+        }
+        Ok(httparse::Status::Partial) if buf.len() <= LONGEST_LINE => Ok(None),
+        Ok(httparse::Status::Partial) | Err(_) => Err(MALFORMED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a body is when its bytes come in these portions, and what follows it.
+    fn read(mut body: Body, portions: &[&[u8]]) -> Result<(Vec<u8>, Vec<u8>, bool), Malformed> {
+        let (mut buf, mut got) = (BytesMut::new(), Vec::new());
+        for portion in portions {
+            buf.extend_from_slice(portion);
+            while let Some(piece) = body.next(&mut buf)? {
+                got.extend_from_slice(&piece);
+            }
+        }
+        Ok((got, buf.to_vec(), body.is_done()))
+    }
+
+    #[test]
+    fn a_body_is_the_same_however_its_bytes_come() {
+        let chunked = b"3;why=not\r\nabc\r\n0a \r\n0123456789\r\n000\r\nX-Sum: 1\r\n\r\nGET /";
+        let plain = b"abc0123456789GET /";
+        for (body, bytes) in [(|| Body::Chunks(Chunk::Size), &chunked[..]), (|| Body::Length(13), &plain[..])]
+            as [(fn() -> Body, &[u8]); 2]
+        {
+            for cut in 0..bytes.len() - 5 {
+                let (a, b) = bytes.split_at(cut);
+                let (got, rest, is_done) = read(body(), &[a, b]).expect("a body");
+                assert_eq!(
+                    (got.as_slice(), rest.as_slice(), is_done),
+                    (&b"abc0123456789"[..], &b"GET /"[..], true)
+                );
+            }
+            let each: Vec<&[u8]> = bytes[..bytes.len() - 5].chunks(1).collect();
+            assert_eq!(read(body(), &each).expect("a body").0, b"abc0123456789");
+        }
+    }
+
+    #[test]
+    fn what_is_no_body_is_refused_wherever_it_breaks() {
+        let long = [b"1;".as_slice(), &[b'x'; LONGEST_LINE]].concat();
+        let trailers = [b"0\r\n".as_slice(), &b"X-Y: z\r\n".repeat(LONGEST_LINE / 8 + 1)].concat();
+        for broken in [
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"+1\r\n",
+            b"0x1\r\n",
+            b"1\nab",
+            b"1 1\r\n",
+            b"11111111111111111\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n",
+            b"1\r\na\rb",
+            b"1\r\na0\r\n\r\n",
+            &long,
+            &trailers,
+        ] {
+            let shown = String::from_utf8_lossy(&broken[..broken.len().min(20)]);
+            assert!(read(Body::Chunks(Chunk::Size), &[broken]).is_err(), "{shown:?}");
+            let each: Vec<&[u8]> = broken.chunks(1).collect();
+            assert!(read(Body::Chunks(Chunk::Size), &each).is_err(), "{shown:?} byte by byte");
+        }
+    }
+
+    #[test]
+    fn a_body_that_stops_is_not_done() {
+        for part in [&b""[..], b"3", b"3\r\n", b"3\r\nab", b"3\r\nabc", b"3\r\nabc\r\n", b"0\r\n", b"0\r\n\r"]
+        {
+            let (_, _, is_done) = read(Body::Chunks(Chunk::Size), &[part]).expect("no mistake yet");
+            assert!(!is_done, "{part:?}");
+        }
+    }
+}
