@@ -4,13 +4,18 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::config::{Env, Parts, Problems, Sources};
+use crate::config::{self, Env, Parts, Problems, Sources};
 use crate::gateway::Loaded;
+use crate::gateway::benched::{
+    About, Alone, Directory, Entry, Identity, Listed, Sealer, SessionId, Ticket, accept,
+};
 use crate::lua::{Routes, Tools};
 use crate::policy::{Chain, Natives, Outcome, Phase, Watch};
+use crate::session::{Action, Control, Event, Leg, Limits, Loss, Opcode, Session, Stop};
 
 /// A chain of plugins in Lua, with the VM that it runs in.
 pub struct LuaChain {
@@ -88,6 +93,174 @@ impl std::fmt::Debug for LuaChain {
         self.chain.fmt(f)
     }
 }
+
+/// `Sec-WebSocket-Accept` for a key.
+pub fn websocket_accept(key: &str) -> String {
+    accept(key)
+}
+
+/// The cookie that brings a browser back into its session.
+pub struct ResumeTokens {
+    sealer: Sealer,
+    ticket: Ticket,
+}
+
+impl ResumeTokens {
+    /// With a key of this process.
+    #[allow(clippy::new_without_default)] // it is no value
+    pub fn new() -> ResumeTokens {
+        let config = config::Cookie {
+            name: "streamgate-session".into(),
+            key: None,
+            same_site: config::SameSite::Lax,
+            max_age: Duration::from_secs(8 * 3600),
+        };
+        let ticket = Ticket {
+            session: SessionId::random(),
+            generation: 1,
+            began: 0,
+            request: uuid::Uuid::new_v4().to_string(),
+            principal: "ada@example.com".into(),
+            function: uuid::Uuid::new_v4().to_string(),
+            expires: u64::MAX,
+        };
+        ResumeTokens { sealer: Sealer::new(&config, &[7; 32]), ticket }
+    }
+
+    /// A cookie's value.
+    pub fn seal(&self) -> String {
+        let cookie = self.sealer.set(&self.ticket, "/sign_in", true);
+        let value = cookie.split_once('=').and_then(|(_, it)| it.split_once(';'));
+        value.map(|(it, _)| it.to_owned()).expect("a cookie has a value and attributes")
+    }
+
+    /// Whether a value is this gateway's own.
+    pub fn opens(&self, value: &str) -> bool {
+        self.sealer.open(value, 0).is_some()
+    }
+}
+
+/// Sessions without connections: the state machine of each, and the directory that finds them again.
+pub struct SessionCore {
+    directory: Arc<Directory>,
+    sessions: Vec<(Session, Listed)>,
+    now: Instant,
+}
+
+impl SessionCore {
+    /// With so many sessions attached.
+    pub fn with_sessions(n: usize) -> SessionCore {
+        let now = Clock::system().now();
+        let mut core =
+            SessionCore { directory: Arc::new(Directory::new(Arc::new(Alone))), sessions: Vec::new(), now };
+        core.sessions = (0..n).map(|_| core.attach()).collect();
+        core
+    }
+
+    fn attach(&self) -> (Session, Listed) {
+        let keepalive =
+            config::Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
+        let limits = Limits {
+            keepalive,
+            window: Some(WINDOW),
+            max_age: Some(Duration::from_secs(8 * 3600)),
+            max_idle: None,
+            tick: None,
+        };
+        let id = SessionId::random();
+        let identity = Identity { principal: "ada".into(), function: "f".into(), target: "/sign_in".into() };
+        let about = About { identity, subprotocol: None, request: "r".into(), began: 0 };
+        let listed = self.directory.list(Entry::new(id, about, 0), config::Viewer::Replace);
+        (Session::new(limits, 7, self.now), listed.expect("nobody else has its id"))
+    }
+
+    /// A session more, which ends at once.
+    pub fn attach_and_end(&mut self) {
+        let (mut session, listed) = self.attach();
+        session.handle(self.now, Event::Stop(Stop::Asked));
+        let end = drained(&mut session);
+        assert!(end, "it was asked to");
+        drop(listed);
+    }
+
+    /// The browser of a session is lost.
+    pub fn park(&mut self, idx: usize) {
+        let (session, listed) = &mut self.sessions[idx];
+        session.handle(self.now, Event::Gone(Leg::Browser, Loss::Reset));
+        assert!(!drained(session) && session.is_parked());
+        self.directory.note_browser(&listed.entry, None);
+    }
+
+    /// It comes back.
+    pub fn resume(&mut self, idx: usize) {
+        let id = self.sessions[idx].1.entry.id();
+        let entry = self.directory.find(id).expect("it is parked");
+        let (session, _) = &mut self.sessions[idx];
+        assert!(session.takes_browsers());
+        self.directory.note_browser(&entry, Some(entry.generation() + 1));
+        session.handle(self.now, Event::Attached);
+        assert!(!drained(session) && !session.is_parked());
+    }
+
+    /// It does not come back in time; another session takes its place.
+    pub fn expire(&mut self, idx: usize) {
+        let (session, _) = &mut self.sessions[idx];
+        session.handle(self.now + WINDOW, Event::Tick);
+        assert!(drained(session), "nobody came back");
+        self.sessions[idx] = self.attach();
+    }
+
+    /// Both legs of a session are pinged, and answer.
+    pub fn ping(&mut self, idx: usize) {
+        self.now += Duration::from_secs(10);
+        let (session, _) = &mut self.sessions[idx];
+        // Those who were not asked for long are heard now, so that none is taken for lost.
+        for leg in Leg::BOTH {
+            session.handle(self.now, Event::Heard(leg));
+        }
+        session.handle(self.now, Event::Tick);
+        let mut pings = Vec::new();
+        loop {
+            match session.poll() {
+                Action::Ping(leg, ping) => pings.push((leg, ping)),
+                Action::Wait(_) => break,
+                _ => unreachable!("pings are all that is due"),
+            }
+        }
+        assert_eq!(pings.len(), 2);
+        for (leg, ping) in pings {
+            let pong = Control::new(Opcode::Pong, ping.payload());
+            session.handle(self.now, Event::Control(leg, pong));
+        }
+        assert!(!drained(session));
+    }
+}
+
+/// Does what a session wants; whether that is to end.
+fn drained(session: &mut Session) -> bool {
+    loop {
+        match session.poll() {
+            Action::Finish(_) => return true,
+            Action::Wait(_) => return false,
+            _ => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for SessionCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SessionCore({})", self.sessions.len())
+    }
+}
+
+impl std::fmt::Debug for ResumeTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ResumeTokens")
+    }
+}
+
+/// How long a lost browser may come back.
+const WINDOW: Duration = Duration::from_secs(60);
 
 /// Looks at nothing.
 #[derive(Clone, Copy, Debug)]
