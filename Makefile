@@ -3,14 +3,14 @@
 CARGO ?= cargo
 # Names of tests, or parts of them: make test T=handshake
 T ?=
-# Arguments of the demo: make demo ARGS="--listen 0.0.0.0:49100"
+# Arguments of demo, run and bench-peers: make demo ARGS="--listen 0.0.0.0:49100"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test run plugins check fmt lint bench docs image
+.PHONY: help demo test run plugins check fmt lint bench bench-peers bench-smoke docs image
 
 help: ## List what there is to do.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ what = $$2; $$1 = $$2 = ""; printf "  make %-8s%s\n", what, $$0 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' $(MAKEFILE_LIST) | awk '{ what = $$2; $$1 = $$2 = ""; printf "  make %-13s%s\n", what, $$0 }'
 
 demo: ## Build, then stream a moving picture into a browser on this machine.
 	@deploy/setup build
@@ -43,6 +43,17 @@ bench: ## Measure what a session costs, beside HAProxy where it is installed.
 	@deploy/setup build
 	$(CARGO) build --locked --release
 	python3 benches/sessions.py target/release/streamgate
+
+bench-peers: ## Measure streamgate beside HAProxy, nginx and Envoy; half an hour.
+	@deploy/setup build
+	@benches/peers/setup
+	$(CARGO) build --locked --release
+	benches/peers/run.py $(ARGS) target/release/streamgate
+
+bench-smoke: ## Try the rig of bench-peers; it measures nothing.
+	@benches/peers/setup smoke
+	$(CARGO) build --locked
+	benches/peers/run.py --smoke target/debug/streamgate
 
 docs: ## Write the generated reference pages.
 	$(CARGO) run --locked --quiet -- reference .
