@@ -161,7 +161,7 @@ def arguments():
     options = parser.parse_args()
     if options.smoke:
         options.rounds = options.session_rounds = options.seconds = options.warm_up = options.idle = options.echo = 1
-        options.sessions, options.messages = 50, 200
+        options.sessions, options.messages = 500, 500  # with fewer, memory need not grow at all
     options.binary = os.path.abspath(options.binary)
     options.load = os.path.abspath(options.load or options.binary)
     options.only = options.only or ["http", "sessions"]

@@ -70,10 +70,10 @@ def cells(rows):
 def terminal(rows):
     out = []
     for title, best, kinds, lines in cells(rows):
-        heads = "".join(f"{'TLS 1.3' if tls else 'plain':>27}{'/ ' + (best[tls] or '-'):>19}" for tls in kinds)
+        heads = "".join(f"{'TLS 1.3' if tls else 'plain':>27}{'/ ' + (best[tls] or '-'):>21}" for tls in kinds)
         out.append(f"\n{title}\n{'':24}{heads}")
         for name, found in lines.items():
-            out.append(f"  {name:22}" + "".join("{:>27}{:>19}".format(*found.get(tls, ("–", "–"))) for tls in kinds))
+            out.append(f"  {name:22}" + "".join("{:>27}{:>21}".format(*found.get(tls, ("–", "–"))) for tls in kinds))
     return "\n".join(out)
 
 
