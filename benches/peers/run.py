@@ -192,6 +192,9 @@ def compare(options):
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         os.chmod(folder, 0o755)
         rig = Rig(folder, options.binary, (cpus[:1], cpus[1:]) if options.pin else None)
+        # A copy: pages of the program that gateway and load share would count as half of the gateway's, and fewer the more
+        # of them the load comes to use.
+        options.load = shutil.copy(options.load, rig.path("load"))
         for name in names:
             for tls in kinds:
                 check(rig, name, tls)
