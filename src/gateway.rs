@@ -319,6 +319,7 @@ impl Gateway {
             let subject = format!("listen.address = \"{}\"", config.listen.address);
             Problem::new(Place::Nowhere, subject, format!("cannot listen: {error}{hint}"))
         })?;
+        upstream::tune(&listener); // what it accepts has the same options, without a system call for each
         let address = listener.local_addr().expect("a bound socket has an address");
         let (drain, draining) = watch::channel(false);
         let replicas = Replicas::bind(config, metrics, clock)?;

@@ -1,6 +1,7 @@
 //! The way to the upstream: names, connections, and the WebSocket handshake there.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -290,7 +291,7 @@ pub(crate) fn accept(key: &str) -> String {
 
 /// What every connection of a session has: small messages leave at once, and the kernel notices a peer that vanished
 /// even when we are not the ones to speak.
-pub(crate) fn tune(tcp: &TcpStream) {
+pub(crate) fn tune(tcp: &impl AsFd) {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10))

@@ -201,7 +201,6 @@ impl Slot {
     async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
         let mut worker = self.worker();
         let shared = &worker.shared;
-        upstream::tune(&tcp);
         let mut conn = match &shared.tls {
             None => Conn::plain(tcp),
             Some(acceptor) => {

@@ -1,5 +1,8 @@
 //! Who is asking, and the file of static tokens that says so.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
@@ -37,30 +40,34 @@ impl Principal {
 /// Static tokens, from a TOML file with a table for each principal.
 #[derive(Default)]
 pub struct Tokens {
-    entries: Vec<(Hash, Principal)>,
+    /// By the key of their token. What a lookup tells by its time is about a hash, which nobody can choose.
+    entries: HashMap<Key, (Hash, Principal)>,
 }
 
 /// The SHA-256 of a token.
 type Hash = [u8; 32];
 
+/// The beginning of it.
+type Key = [u8; 8];
+
 impl Tokens {
     /// Reads the tables of a token file: `token` (or `token_sha256`), `functions`, and any attribute.
     pub(crate) fn read(table: &Table) -> Result<Tokens, Problems> {
         let mut problems = Problems::new();
-        let mut entries: Vec<(Hash, Principal)> = Vec::new();
+        let mut entries: HashMap<Key, (Hash, Principal)> = HashMap::new();
         for entry in table.iter() {
             let Some(fields) = entry.node.as_table() else {
                 let message = "expected a table: `[name]` with `token = \"…\"`";
                 problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
                 continue;
             };
-            match read_principal(&entry.key, &entry.place, fields, &mut problems) {
-                Some((hash, _)) if entries.iter().any(|(other, _)| *other == hash) => {
+            let Some(read) = read_principal(&entry.key, &entry.place, fields, &mut problems) else { continue };
+            match entries.entry(Tokens::key_of(&read.0)) {
+                Entry::Vacant(place) => drop(place.insert(read)),
+                Entry::Occupied(_) => {
                     let message = "another principal of this file has the same token";
                     problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
                 }
-                Some(read) => entries.push(read),
-                None => {}
             }
         }
         problems.into_result().map(|()| Tokens { entries })
@@ -68,28 +75,24 @@ impl Tokens {
 
     /// The principal of a token. The time does not depend on how much of the token is right.
     pub fn find(&self, presented: &str) -> Option<&Principal> {
-        let presented = digest(&SHA256, presented.as_bytes());
-        let mut found = None;
-        for (hash, principal) in &self.entries {
-            if bool::from(hash.ct_eq(presented.as_ref())) {
-                found = Some(principal);
-            }
-        }
-        found
+        let presented = hash_of(presented);
+        let (hash, principal) = self.entries.get(&Tokens::key_of(&presented))?;
+        bool::from(hash.ct_eq(&presented)).then_some(principal)
     }
 
     /// A name of a token that does not give it away: the beginning of its SHA-256, in hexadecimal digits.
     pub fn key(token: &str) -> String {
-        Tokens::key_of(digest(&SHA256, token.as_bytes()).as_ref())
+        format!("{:016x}", u64::from_be_bytes(Tokens::key_of(&hash_of(token))))
     }
 
     /// The principal whose token has this key.
     pub fn find_key(&self, key: &str) -> Option<&Principal> {
-        self.entries.iter().find(|(hash, _)| Tokens::key_of(hash) == key).map(|(_, it)| it)
+        let key = u64::from_str_radix(key, 16).ok().filter(|_| key.len() == 16)?;
+        self.entries.get(&key.to_be_bytes()).map(|(_, it)| it)
     }
 
-    fn key_of(hash: &[u8]) -> String {
-        hash[..8].iter().map(|it| format!("{it:02x}")).collect()
+    fn key_of(hash: &Hash) -> Key {
+        *hash.first_chunk().expect("a hash is longer than its key")
     }
 
     /// How many principals there are.
@@ -107,6 +110,10 @@ impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokens({})", self.entries.len())
     }
+}
+
+fn hash_of(token: &str) -> Hash {
+    digest(&SHA256, token.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 fn read_principal(
@@ -131,7 +138,7 @@ fn read_principal(
         let Node { value, place } = &field.node;
         match (field.key.as_str(), value) {
             ("token", Value::Text(token)) if token.len() >= 4 => {
-                hash = digest(&SHA256, token.as_bytes()).as_ref().try_into().ok();
+                hash = Some(hash_of(token));
             }
             ("token", _) => complain(place, "token", "expected a string of at least 4 characters"),
             ("token_sha256", Value::Text(text)) if text.len() == 64 => {
