@@ -1,6 +1,7 @@
 //! The commands.
 #![allow(clippy::print_stdout)] // the one module that speaks to the terminal
 
+mod bench;
 mod demo;
 mod healthcheck;
 mod plugin;
@@ -43,6 +44,9 @@ enum Command {
     /// Work on plugins.
     #[command(subcommand)]
     Plugin(plugin::Command),
+    /// Measure how much a gateway carries.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Ask a running gateway or streaming server whether it is well; for a container's health check.
     Healthcheck(healthcheck::Options),
     /// Write the generated reference pages into a checkout.
@@ -109,6 +113,7 @@ impl Cli {
             Command::Demo(options) => demo::run(options),
             Command::Check(options) => check(&options),
             Command::Plugin(command) => plugin::run(command),
+            Command::Bench(command) => bench::run(command),
             Command::Healthcheck(options) => healthcheck::run(&options),
             Command::Reference(options) => reference::run(&options),
         }

@@ -17,7 +17,7 @@ mod relay;
 mod respond;
 mod sealing;
 mod sign_in;
-mod tls;
+pub(crate) mod tls;
 mod tunnel;
 mod upstream;
 mod websocket;

@@ -19,6 +19,7 @@
 //! `ARCHITECTURE.md` has the way through the modules.
 
 pub mod app;
+pub(crate) mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
