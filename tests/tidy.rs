@@ -4,14 +4,16 @@
 use std::path::{Path, PathBuf};
 
 /// Crates that only one module may know, so that one place has to change with them. `streaming` speaks WebRTC,
-/// `telemetry` counts, `lua` runs plugins, `gateway` serves HTTP. Redis has two: the directory of sessions, and the store
-/// of plugins.
+/// `telemetry` counts, `bench` has browsers and percentiles, `lua` runs plugins, `gateway` serves HTTP. Redis has two: the
+/// directory of sessions, and the store of plugins.
 const HOMES: &[(&str, &str)] = &[
+    ("hdrhistogram", "src/bench"),
     ("mlua", "src/lua"),
     ("pingora", "src/gateway"),
     ("prometheus", "src/telemetry"),
     ("redis", "src/gateway|src/store"),
     ("rtc", "src/streaming"),
+    ("tokio_tungstenite", "src/bench"),
     ("toml", "src/config"),
     ("webrtc", "src/streaming"),
 ];

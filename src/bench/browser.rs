@@ -124,6 +124,9 @@ impl Target {
         let mut request =
             url.as_str().into_client_request().map_err(|it| bad(&format!("the URL {url}"), &it))?;
         let own = request.headers_mut();
+        for name in headers.keys() {
+            own.remove(name); // a `Host` of the user's takes the place of the URL's
+        }
         for (name, value) in headers {
             own.append(name, value.clone());
         }
@@ -248,6 +251,7 @@ impl Browser {
 
     /// Opens the session that was due then, and does what it is told until it is released.
     pub(super) async fn live(mut self, due: Instant) {
+        self.tally.ramp.lag.record(self.idx, self.clock.now() - due);
         // In a box, which is gone once it is open: a handshake needs much more than a session.
         let opened = Box::pin(self.open(self.target.says_hello)).await;
         let now = self.clock.now();
@@ -284,6 +288,7 @@ impl Browser {
     }
 
     async fn come_back(&mut self, due: Instant) {
+        self.tally.storm.lag.record(self.idx, self.clock.now() - due);
         let opened = self.open(false).await;
         let now = self.clock.now();
         match opened {
@@ -407,7 +412,7 @@ impl Browser {
         self.tally.sent.fetch_add(1, Ordering::Relaxed);
         self.echoes.sent(number, due);
         self.say(&payload(number, self.target.size));
-        self.tally.lag.record(self.idx, self.clock.now() - due);
+        self.tally.echo.lag.record(self.idx, self.clock.now() - due);
     }
 
     fn ask(&mut self) {
@@ -583,3 +588,128 @@ pub(super) const LATE: Duration = Duration::from_millis(100);
 const LARGEST: usize = 1 << 20;
 /// Longest name of an upstream's session.
 const LONGEST_NAME: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use futures_util::SinkExt;
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::accept_async;
+
+    use super::*;
+
+    /// A browser with a clock that stands still, and the upstream's side of its connection.
+    async fn browser() -> (mpsc::UnboundedSender<Command>, Arc<Tally>, Clock, WebSocketStream<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("ws://{}/sign_in", listener.local_addr().expect("an address"));
+        let url = Url::parse(&url).expect("a URL");
+        let target = Target::new(&url, &HeaderMap::new(), None, &[], &Trust::System, false, 40).await;
+        let (target, tally, clock) = (target.expect("a target"), Arc::new(Tally::new(1)), Clock::paused());
+        let (sender, commands) = mpsc::unbounded_channel();
+        let browser = Browser::new(0, &Arc::new(target), &tally, &clock, commands);
+        tokio::spawn(browser.live(clock.now()));
+        let (tcp, _) = listener.accept().await.expect("a browser");
+        let upstream = accept_async(tcp).await.expect("a handshake");
+        tally.ramp.ended(1).await;
+        (sender, tally, clock, upstream)
+    }
+
+    /// Messages that are due each millisecond from now on.
+    fn send(sender: &mpsc::UnboundedSender<Command>, clock: &Clock, n: u64) {
+        for number in 0..n {
+            let due = clock.now() + Duration::from_millis(number);
+            sender.send(Command::Send { number, due }).expect("the browser lives");
+        }
+    }
+
+    async fn read(upstream: &mut WebSocketStream<TcpStream>, n: u64) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while messages.len() < n as usize {
+            messages.push(upstream.next().await.expect("a message").expect("a message"));
+        }
+        messages
+    }
+
+    #[tokio::test]
+    async fn each_message_that_was_due_during_a_pause_is_late() {
+        let (sender, tally, clock, mut upstream) = browser().await;
+        send(&sender, &clock, 300);
+        let messages = read(&mut upstream, 300).await;
+        clock.advance(Duration::from_millis(300)); // the upstream pauses
+        for message in messages {
+            upstream.send(message).await.expect("the browser lives");
+        }
+        tally.echo.ended(300).await;
+        // Those that were due in the first 200 ms of it; a browser that waits for each echo would have seen one.
+        assert_eq!(tally.late.load(Ordering::Relaxed), 201);
+        let summary = tally.echo.latencies.summary().expect("samples");
+        assert_eq!(summary.n, 300);
+        assert!((299_000..=301_000).contains(&summary.max) && summary.p50 >= 149_000, "{summary:?}");
+    }
+
+    #[tokio::test]
+    async fn a_browser_that_is_held_up_itself_counts_from_when_it_was_due() {
+        let (sender, tally, clock, mut upstream) = browser().await;
+        let begun = clock.now();
+        clock.advance(Duration::from_millis(300)); // nobody has told the browser in time
+        for number in 0..300 {
+            let due = begun + Duration::from_millis(number);
+            sender.send(Command::Send { number, due }).expect("the browser lives");
+        }
+        for message in read(&mut upstream, 300).await {
+            upstream.send(message).await.expect("the browser lives");
+        }
+        tally.echo.ended(300).await;
+        assert_eq!(tally.late.load(Ordering::Relaxed), 201);
+        let lag = tally.echo.lag.summary().expect("samples");
+        assert!((299_000..=301_000).contains(&lag.max), "{lag:?}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_sent_is_no_echo() {
+        let (sender, tally, clock, mut upstream) = browser().await;
+        tally.begin(Phase::Echo);
+        send(&sender, &clock, 1);
+        let message = read(&mut upstream, 1).await.remove(0);
+        for message in [Message::text("x"), Message::text(payload(7, 40)), message.clone(), message] {
+            upstream.send(message).await.expect("the browser lives");
+        }
+        upstream
+            .close(Some(CloseFrame { code: 3010.into(), reason: "".into() }))
+            .await
+            .expect("the browser lives");
+        sender.send(Command::Send { number: 1, due: clock.now() }).expect("the browser lives");
+        tally.echo.ended(2).await;
+        let errors = tally.echo.errors().0;
+        assert_eq!((errors.get("protocol"), errors.get("closed_3010")), (Some(&3), Some(&1)), "{errors:?}");
+        assert_eq!(
+            (tally.echo.succeeded.load(Ordering::Relaxed), tally.open.load(Ordering::Relaxed)),
+            (1, 0)
+        );
+    }
+
+    #[test]
+    fn a_message_is_known_by_its_number() {
+        assert_eq!(payload(255, 40).len(), 40);
+        assert_eq!(number(&payload(255, 40)), Some(255));
+        for text in ["", "streamgate", "é000000000000000", "00000000000000fg "] {
+            assert_eq!(number(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cookies_are_brought_back_without_their_attributes() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(cookie(&headers), None);
+        headers.append(SET_COOKIE, HeaderValue::from_static("a=1; Path=/; HttpOnly"));
+        headers.append(SET_COOKIE, HeaderValue::from_static("b=2"));
+        assert_eq!(cookie(&headers), Some(HeaderValue::from_static("a=1; b=2")));
+    }
+
+    #[test]
+    fn only_hello_names_a_session() {
+        assert_eq!(hello(r#"{"type":"hello","session":"s-1"}"#), Some("s-1".into()));
+        for text in ["", "{}", r#"{"type":"ping","t":3000}"#, r#"{"type":"bye","session":"s-1"}"#] {
+            assert_eq!(hello(text), None, "{text}");
+        }
+    }
+}

@@ -208,7 +208,10 @@ impl FanIn {
         report.ramp.as_ref().is_some_and(|it| it.opened == sessions && it.errors.total() == 0)
             && report.idle.as_ref().is_none_or(|it| it.lost == 0)
             && report.echo.as_ref().is_none_or(|it| it.received == it.sent && it.errors.total() == 0)
-            && report.storm.as_ref().is_none_or(|it| it.returned == it.lost && it.errors.total() == 0)
+            && match &report.storm {
+                Some(it) => it.returned == it.lost && it.errors.total() == 0,
+                None => self.plan.within.is_none(),
+            }
     }
 
     /// Waits until so many actions have ended, for as long as they may take; an action that has not ended then has timed
@@ -256,6 +259,7 @@ impl FanIn {
             opened,
             failed,
             latency: actions.latencies.summary(),
+            start_lag: actions.lag.summary(),
             cpu_us_per_session: self.account.cpu_per(before, opened),
             errors: actions.errors(),
         });
@@ -326,7 +330,7 @@ impl FanIn {
             received,
             late: load(&self.tally.late),
             latency: actions.latencies.summary(),
-            send_lag: self.tally.lag.summary(),
+            send_lag: actions.lag.summary(),
             cpu_us_per_message: self.account.cpu_per(before, received),
             errors: actions.errors(),
         });
@@ -367,6 +371,7 @@ impl FanIn {
             resumed: knows_itself.then(|| counts(resumed).0),
             failed,
             latency: actions.latencies.summary(),
+            start_lag: actions.lag.summary(),
             cpu_us_per_session: cpu,
             errors: actions.errors(),
         });
@@ -505,21 +510,23 @@ async fn sample(
     }
 }
 
-/// Lets this process open as many files as all browsers need.
+/// Lets this process, and what it starts, open as many files as all browsers need.
 fn make_room(sessions: usize, has_upstream: bool) -> Result<(), BenchError> {
     let wanted = (if has_upstream { sessions * 2 } else { sessions } + 64) as u64;
-    let limit = getrlimit(Resource::Nofile);
-    let Some(current) = limit.current.filter(|it| *it < wanted) else { return Ok(()) };
-    let mut raised = limit;
-    raised.current = limit.maximum;
-    if limit.maximum.is_some_and(|it| it < wanted) || setrlimit(Resource::Nofile, raised).is_err() {
-        let most = limit.maximum.unwrap_or(current);
-        let message = format!(
+    match raise_file_limit() {
+        Some(most) if most < wanted => Err(BenchError::new(format!(
             "{sessions} sessions need {wanted} open files and {most} are allowed; raise `ulimit -n`, or measure with fewer sessions"
-        );
-        return Err(BenchError::new(message));
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Lets this process open as many files as it may; gives how many. `None`: any number.
+pub(crate) fn raise_file_limit() -> Option<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
+    limit.current = limit.maximum;
+    if setrlimit(Resource::Nofile, limit).is_ok() { limit.maximum } else { before }
 }
 
 fn machine() -> Machine {

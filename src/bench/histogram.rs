@@ -64,11 +64,13 @@ fn empty() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HIGHEST, 3).expect("the bounds are in order")
 }
 
-/// Shares that come ever closer to all of `n`: 0, 0.1, … 0.9, 0.91, … 0.99, 0.991, …
+/// Shares that come ever closer to all of `n`: from 0 in twentieths to 0.9, from there in twentieths of the rest to 0.99,
+/// and so on until the rest is less than one of them; then all.
 fn nines(n: u64) -> impl Iterator<Item = f64> {
     let decades = (n.max(1) as f64).log10().ceil().clamp(1.0, 6.0) as i32;
     let steps = (0..decades).flat_map(|decade| (0..18).map(move |step| (decade, step)));
-    steps.map(|(decade, step)| 1.0 - 10f64.powi(-decade) * (1.0 - f64::from(step) / 20.0)).chain([1.0])
+    let shares = steps.map(|(decade, step)| 1.0 - 10f64.powi(-decade) * (1.0 - f64::from(step) / 20.0));
+    shares.take_while(move |it| (1.0 - it) * n as f64 > 1.0).chain([1.0])
 }
 
 const SHARDS: usize = 8;
@@ -93,5 +95,7 @@ mod tests {
         assert!(it.max >= HIGHEST, "what is out of bounds counts as the highest: {}", it.max);
         assert!(it.curve.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{:?}", it.curve);
         assert_eq!(it.curve.last(), Some(&(1.0, it.max)));
+        let last = it.curve[it.curve.len() - 2].0;
+        assert!(last > 0.99 && (1.0 - last) * 1001.0 > 1.0, "no share leaves out less than one: {last}");
     }
 }

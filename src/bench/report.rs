@@ -44,6 +44,8 @@ pub(super) struct Ramp {
     pub(super) opened: u64,
     pub(super) failed: u64,
     pub(super) latency: Option<Summary>,
+    /// How long after they were due attempts began: our own share of the latency.
+    pub(super) start_lag: Option<Summary>,
     pub(super) cpu_us_per_session: Option<f64>,
     pub(super) errors: Errors,
 }
@@ -82,6 +84,8 @@ pub(super) struct Storm {
     pub(super) resumed: Option<u64>,
     pub(super) failed: u64,
     pub(super) latency: Option<Summary>,
+    /// How long after they were due attempts began: our own share of the latency.
+    pub(super) start_lag: Option<Summary>,
     pub(super) cpu_us_per_session: Option<f64>,
     pub(super) errors: Errors,
 }
@@ -141,6 +145,7 @@ impl Report {
                     ("sessions opened", format!("{}, {} failed", it.opened, it.failed)),
                     ("per second", rate(it.achieved_per_second, it.wanted_per_second)),
                     ("set-up latency", latency(it.latency.as_ref())),
+                    ("of it, until begun", latency(it.start_lag.as_ref())),
                     ("CPU per session", micros(it.cpu_us_per_session)),
                     ("errors", it.errors.to_string()),
                 ],
@@ -184,6 +189,7 @@ impl Report {
                     ),
                     ("in their own session", shown(it.resumed, |it| it.to_string())),
                     ("return latency", latency(it.latency.as_ref())),
+                    ("of it, until begun", latency(it.start_lag.as_ref())),
                     ("CPU per session", micros(it.cpu_us_per_session)),
                     ("errors", it.errors.to_string()),
                 ],
@@ -233,5 +239,27 @@ pub(super) fn time(micros: u64) -> String {
         0..1000 => format!("{micros} µs"),
         1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
         _ => format!("{:.2} s", micros as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_the_unit_that_they_are_read_in() {
+        for (micros, text) in
+            [(0, "0 µs"), (999, "999 µs"), (1000, "1.0 ms"), (23_855, "23.9 ms"), (1_020_000, "1.02 s")]
+        {
+            assert_eq!(time(micros), text);
+        }
+    }
+
+    #[test]
+    fn errors_are_told_by_kind() {
+        let mut errors = Errors::default();
+        assert_eq!((errors.to_string(), errors.total()), ("none".into(), 0));
+        errors.0.extend([("timeout".to_owned(), 1), ("http_503".to_owned(), 50)]);
+        assert_eq!((errors.to_string(), errors.total()), ("50 http_503, 1 timeout".into(), 51));
     }
 }

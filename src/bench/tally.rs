@@ -25,8 +25,6 @@ pub(super) struct Tally {
     pub(super) ramp: Actions,
     pub(super) idle: Actions,
     pub(super) echo: Actions,
-    /// How late messages left: the share of the echo latency that is our own.
-    pub(super) lag: Latencies,
     pub(super) ask: Actions,
     pub(super) loss: Actions,
     pub(super) storm: Actions,
@@ -40,6 +38,8 @@ pub(super) struct Actions {
     pub(super) succeeded: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) latencies: Latencies,
+    /// How late they were begun: the share of the latency that is our own.
+    pub(super) lag: Latencies,
     errors: Mutex<BTreeMap<String, u64>>,
     /// How many there will be, once that is known.
     wanted: AtomicU64,
@@ -116,7 +116,6 @@ impl Tally {
             ramp: Actions::new(),
             idle: Actions::new(),
             echo: Actions::new(),
-            lag: Latencies::new(),
             ask: Actions::new(),
             loss: Actions::new(),
             storm: Actions::new(),
@@ -159,8 +158,8 @@ impl Tally {
         let actions = match self.phase() {
             Phase::Ramp => &self.ramp,
             Phase::Idle => &self.idle,
-            Phase::Echo | Phase::Ask => &self.echo,
-            Phase::Storm | Phase::End => &self.storm,
+            Phase::Echo => &self.echo,
+            Phase::Ask | Phase::Storm | Phase::End => &self.storm,
         };
         actions.note(why, 1);
     }
@@ -177,6 +176,7 @@ impl Actions {
             succeeded: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             latencies: Latencies::new(),
+            lag: Latencies::new(),
             errors: Mutex::default(),
             wanted: AtomicU64::new(u64::MAX),
             changed: Notify::new(),
@@ -247,3 +247,36 @@ impl Actions {
 
 /// Most kinds of errors that are told apart: a peer that makes up codes fills no memory.
 const KINDS: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_makes_up_codes_fills_no_memory() {
+        let actions = Actions::new();
+        for code in 1000..2000 {
+            actions.note(Failed::Closed(code), 1);
+        }
+        let errors = actions.errors();
+        assert_eq!((errors.0.len(), errors.total()), (KINDS + 1, 1000));
+        assert_eq!(errors.0.get("other"), Some(&(1000 - KINDS as u64)));
+    }
+
+    #[test]
+    fn a_loss_belongs_to_the_phase_in_which_it_happens() {
+        let tally = Tally::new(1);
+        tally.set_open(0, true);
+        tally.set_open(0, true);
+        assert_eq!((tally.open.load(Ordering::Relaxed), tally.those_open()), (1, vec![0]));
+        for (phase, name) in
+            [(Phase::Ramp, "ramp"), (Phase::Idle, "idle"), (Phase::Echo, "echo"), (Phase::Storm, "storm")]
+        {
+            tally.begin(phase);
+            assert_eq!(tally.phase().name(), name);
+            tally.lose(Failed::Reset);
+        }
+        let all = [&tally.ramp, &tally.idle, &tally.echo, &tally.storm].map(|it| it.errors().total());
+        assert_eq!((all, tally.n_errors()), ([1; 4], 4));
+    }
+}

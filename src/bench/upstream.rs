@@ -21,10 +21,9 @@ use crate::clock::Clock;
 use crate::config::{Env, Role, Sources};
 
 /// What an upstream does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Sends each message back.
-    #[default]
     Echo,
     /// The signalling of the streaming server: it says `hello`, makes an offer, and pings.
     Signaling,
@@ -34,7 +33,7 @@ pub(crate) enum Kind {
 pub(crate) struct Upstream {
     address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
-    /// Ends a streaming server in its own way.
+    /// A streaming server stops when this is gone.
     _stop: oneshot::Sender<()>,
 }
 

@@ -32,7 +32,7 @@ pub(super) struct FanIn {
     config: Option<PathBuf>,
     /// What the built-in upstream does.
     #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-    upstream: UpstreamKind,
+    upstream: Kind,
     /// Serve the built-in upstream here, for a gateway at --url that was pointed at it.
     #[arg(long, value_name = "ADDRESS:PORT", requires = "url")]
     upstream_listen: Option<SocketAddr>,
@@ -98,8 +98,26 @@ pub(super) struct UpstreamOptions {
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
     /// What it does.
-    #[arg(long, value_enum, default_value_t)]
-    kind: UpstreamKind,
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Kind {
+    /// Sends each message back.
+    #[default]
+    Echo,
+    /// The signalling of the streaming server.
+    Signaling,
+}
+
+impl From<Kind> for UpstreamKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Echo => UpstreamKind::Echo,
+            Kind::Signaling => UpstreamKind::Signaling,
+        }
+    }
 }
 
 impl From<BenchError> for Failure {
@@ -118,7 +136,9 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 fn upstream(options: &UpstreamOptions) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let stop = stop_signal()?;
-        let upstream = Upstream::start(options.kind, options.listen, MOST_SESSIONS, &Clock::system()).await?;
+        bench::raise_file_limit();
+        let upstream =
+            Upstream::start(options.kind.into(), options.listen, MOST_SESSIONS, &Clock::system()).await?;
         println!("listening on {}", upstream.address());
         stop.await;
         Ok(())
@@ -143,6 +163,9 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
         Some(_) if is_json_shown => print!("{}", report.json()),
         Some(path) => write(path, &report.json())?,
         None => {}
+    }
+    if let Some(path) = &options.html {
+        write(path, &report.html())?;
     }
     if is_json_shown {
         eprint!("{}", report.table())
@@ -176,7 +199,7 @@ fn plan(options: &FanIn) -> Plan {
     };
     Plan {
         place,
-        upstream: options.upstream,
+        upstream: options.upstream.into(),
         headers,
         token: options.token.clone(),
         subprotocols: options.subprotocols.clone(),

@@ -7,6 +7,7 @@
 
 mod support;
 
+mod bench;
 mod broken;
 mod browser;
 mod chain;

@@ -78,9 +78,13 @@ impl Process {
         address.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("no address in {line}"))
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Sends a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().await;
         assert!(sent.expect("kill can be started").success());
     }
