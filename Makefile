@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # Names of tests, or parts of them: make test T=handshake
 T ?=
+# A bench: make bench B=relay
+B ?=
 # Arguments of demo, run and bench-peers: make demo ARGS="--listen 0.0.0.0:49100"
 ARGS ?=
 
@@ -39,10 +41,9 @@ lint: ## Format check, clippy and the documentation, with warnings as errors.
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-bench: ## Measure what a session costs, beside HAProxy where it is installed.
+bench: ## Measure the parts, or the one that B names: make bench B=relay
 	@deploy/setup build
-	$(CARGO) build --locked --release
-	python3 benches/sessions.py target/release/streamgate
+	$(CARGO) bench --locked $(if $(B),--bench $(B))
 
 bench-peers: ## Measure streamgate beside HAProxy, nginx and Envoy; half an hour.
 	@deploy/setup build

@@ -114,10 +114,17 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { parent: u32::try_from(number(1)?).ok()?, ticks: number(11)? + number(12)? })
 }
 
+/// Without the pages of files: they do not grow with sessions, and a gateway may share its program with the bench.
 fn pss(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|it| it.strip_prefix("Pss:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|it| it * 1024)
+    let bytes = |name: &str| {
+        let line = text.lines().find_map(|it| it.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|it| it * 1024)
+    };
+    match (bytes("Pss_Anon:"), bytes("Pss_Shmem:")) {
+        (Some(own), Some(shared)) => Some(own + shared),
+        _ => bytes("Pss:"), // an older kernel
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::gateway::files::one_more;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::pool::Pool;
 use crate::gateway::tunnel::Carrier;
-use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, upstream, websocket};
+use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
