@@ -61,7 +61,9 @@ impl Tokens {
                 problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
                 continue;
             };
-            let Some(read) = read_principal(&entry.key, &entry.place, fields, &mut problems) else { continue };
+            let Some(read) = read_principal(&entry.key, &entry.place, fields, &mut problems) else {
+                continue;
+            };
             match entries.entry(Tokens::key_of(&read.0)) {
                 Entry::Vacant(place) => drop(place.insert(read)),
                 Entry::Occupied(_) => {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use streamgate::clock::Clock;
 
+use crate::support::process::Process;
 use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::upstream::Act;
-use crate::support::process::Process;
 use crate::support::{Client, FUNCTION, Gateway, KEY, Leg, TOKEN, Upstream, advancing, cookie, soon};
 
 /// A session ends with either connection.
