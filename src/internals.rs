@@ -163,7 +163,7 @@ impl SessionCore {
         let limits = Limits {
             keepalive,
             window: Some(WINDOW),
-            max_age: Some(Duration::from_secs(8 * 3600)),
+            max_age: None, // years pass in a bench
             max_idle: None,
             tick: None,
         };
@@ -282,6 +282,21 @@ impl Watch for Unwatched {
 mod tests {
     use super::*;
     use crate::policy::Exchange;
+
+    #[test]
+    fn a_crowd_lives_as_long_as_a_bench_takes() {
+        let mut core = SessionCore::with_sessions(3);
+        for n in 0..10_000 {
+            core.ping(n % 3);
+            core.park(n % 3);
+            core.resume(n % 3);
+            core.park(n % 3);
+            core.expire(n % 3);
+            core.attach_and_end();
+        }
+        let tokens = ResumeTokens::new();
+        assert!(tokens.opens(&tokens.seal()) && !tokens.opens("forged"));
+    }
 
     #[test]
     fn calls_that_wait_leave_nothing_behind() {

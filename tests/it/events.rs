@@ -165,7 +165,8 @@ async fn a_receiver_hears_of_each_step_of_a_session_once_and_in_order() {
 async fn a_browser_that_reconnects_is_resumed_and_its_session_ends_once() {
     let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
     let mut receiver = Service::start().await;
-    let gateway = told(&upstream, receiver.address).start().await;
+    // Two workers would tell the end of the old connection and the beginning of the new one each in its own time.
+    let gateway = told(&upstream, receiver.address).env("STREAMGATE_WORKERS", "1").start().await;
     let (client, leg, cookie) = session(&gateway, &mut upstream).await;
     let name = event(&mut receiver).await.data["session"].clone();
     client.reset();
