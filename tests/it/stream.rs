@@ -355,6 +355,7 @@ async fn a_port_is_opened_at_a_stun_server_with_long_term_credentials() {
             "--listening-ip=127.0.0.1",
             "--relay-ip=127.0.0.1",
             "--no-cli",
+            "--no-tcp", // the port is free for UDP; a connection of another test may have it for TCP
             "--no-tls",
             "--no-dtls",
             "--log-file=stdout",
