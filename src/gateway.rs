@@ -23,15 +23,6 @@ mod upstream;
 mod websocket;
 mod worker;
 
-/// What is measured apart from the rest.
-pub(crate) mod benched {
-    pub(crate) use super::cookie::{Sealer, Ticket};
-    pub(crate) use super::directory::{About, Alone, Directory, Entry, Identity, Listed, SessionId};
-    pub(crate) use super::upstream::accept;
-}
-
-pub(crate) use self::files::raise_limit;
-
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +39,15 @@ use crate::lua::{Program, Tools};
 use crate::policy::{Functions, References, Setting};
 use crate::secret::Secret;
 use crate::telemetry::{AccessLog, Metrics, Policies, Sessions};
+
+pub(crate) use self::files::raise_limit;
+
+/// What is measured apart from the rest.
+pub(crate) mod benched {
+    pub(crate) use super::cookie::{Sealer, Ticket};
+    pub(crate) use super::directory::{About, Alone, Directory, Entry, Identity, Listed, SessionId};
+    pub(crate) use super::upstream::accept;
+}
 
 /// A gateway that is ready to serve: its policies are loaded, its certificates read, its port bound.
 pub(crate) struct Gateway {
