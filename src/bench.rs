@@ -17,7 +17,7 @@ mod tally;
 mod upstream;
 
 pub(crate) use browser::Trust;
-pub(crate) use fan_in::{Place, Plan, Progress, raise_file_limit, run};
+pub(crate) use fan_in::{Place, Plan, Progress, run};
 pub(crate) use upstream::{Kind as UpstreamKind, Upstream};
 
 /// Why nothing, or no more, could be measured.

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -21,6 +20,7 @@ use crate::bench::schedule::Schedule;
 use crate::bench::tally::{Actions, Failed, Phase, Tally};
 use crate::bench::upstream::{Kind, Upstream};
 use crate::clock::Clock;
+use crate::gateway;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -410,7 +410,7 @@ impl FanIn {
         }
         let left = async {
             while self.tally.open.load(Ordering::Relaxed) > 0 {
-                self.clock.sleep(Duration::from_millis(20)).await;
+                self.tally.all_gone.notified().await;
             }
         };
         self.clock.timeout(LEAVE_WITHIN, left).await;
@@ -513,20 +513,12 @@ async fn sample(
 /// Lets this process, and what it starts, open as many files as all browsers need.
 fn make_room(sessions: usize, has_upstream: bool) -> Result<(), BenchError> {
     let wanted = (if has_upstream { sessions * 2 } else { sessions } + 64) as u64;
-    match raise_file_limit() {
+    match gateway::raise_limit() {
         Some(most) if most < wanted => Err(BenchError::new(format!(
             "{sessions} sessions need {wanted} open files and {most} are allowed; raise `ulimit -n`, or measure with fewer sessions"
         ))),
         _ => Ok(()),
     }
-}
-
-/// Lets this process open as many files as it may; gives how many. `None`: any number.
-pub(crate) fn raise_file_limit() -> Option<u64> {
-    let mut limit = getrlimit(Resource::Nofile);
-    let before = limit.current;
-    limit.current = limit.maximum;
-    if setrlimit(Resource::Nofile, limit).is_ok() { limit.maximum } else { before }
 }
 
 fn machine() -> Machine {

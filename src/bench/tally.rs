@@ -14,6 +14,8 @@ use crate::bench::report::Errors;
 pub(super) struct Tally {
     /// Browsers that have a connection now: how many, and which.
     pub(super) open: AtomicUsize,
+    /// Told when the last of them has gone.
+    pub(super) all_gone: Notify,
     is_open: Vec<AtomicBool>,
     /// Messages that were sent and came back, pings of the gateway, cookies that it set.
     pub(super) sent: AtomicU64,
@@ -107,6 +109,7 @@ impl Tally {
     pub(super) fn new(sessions: usize) -> Self {
         Tally {
             open: AtomicUsize::new(0),
+            all_gone: Notify::new(),
             is_open: (0..sessions).map(|_| AtomicBool::new(false)).collect(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -142,8 +145,8 @@ impl Tally {
         }
         if is_open {
             self.open.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+        } else if self.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.all_gone.notify_one();
         }
     }
 

@@ -13,6 +13,7 @@ use url::Url;
 use crate::bench::{self, BenchError, Place, Plan, Progress, Trust, Upstream, UpstreamKind};
 use crate::cli::{Failure, runtime, stop_signal};
 use crate::clock::Clock;
+use crate::gateway;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -136,7 +137,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 fn upstream(options: &UpstreamOptions) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let stop = stop_signal()?;
-        bench::raise_file_limit();
+        gateway::raise_limit();
         let upstream =
             Upstream::start(options.kind.into(), options.listen, MOST_SESSIONS, &Clock::system()).await?;
         println!("listening on {}", upstream.address());

@@ -77,15 +77,19 @@ pub(crate) fn one_more(count: &AtomicUsize, most: usize) -> bool {
 }
 
 /// Lets the process open as many files as the system allows it: the first limit is made for programs that use `select`,
-/// which this is not.
-pub(crate) fn raise_limit() {
+/// which this is not. Gives how many; `None`: any number.
+pub(crate) fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
-        return;
+        return limit.current;
     }
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "The limit of open files could not be raised.");
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, "The limit of open files could not be raised.");
+            limit.current
+        }
     }
 }
 

@@ -201,6 +201,9 @@ impl Slot {
     async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
         let mut worker = self.worker();
         let shared = &worker.shared;
+        let mut receiver = worker.draining.clone();
+        let draining = async move { drop(receiver.wait_for(|it| *it).await) }; // a sender that is gone drains as well
+        let mut draining = pin!(draining);
         let mut conn = match &shared.tls {
             None => Conn::plain(tcp),
             Some(acceptor) => {
@@ -208,7 +211,7 @@ impl Slot {
                     shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
                 let accepted = tokio::select! {
                     accepted = accepted => accepted,
-                    () = worker.drained(FIRST_REQUEST) => return,
+                    () = worker.drained(draining.as_mut(), FIRST_REQUEST) => return,
                 };
                 match accepted {
                     Some(Ok(tls)) => Conn::tls(tls),
@@ -223,14 +226,11 @@ impl Slot {
         let mut patience = shared.config.listen.head_timeout;
         let mut timer = shared.clock.timer(shared.clock.now() + patience);
         let mut spare = FIRST_REQUEST;
-        let mut draining = worker.draining.clone();
-        let drained = async move { drop(draining.wait_for(|it| *it).await) }; // a sender that is gone drains as well
-        let mut drained = pin!(drained);
         let own = Pool::new(1);
         loop {
             if buf.is_empty()
                 && !worker
-                    .next_request(&mut conn, &mut buf, &mut timer, patience, drained.as_mut(), spare)
+                    .next_request(&mut conn, &mut buf, &mut timer, patience, draining.as_mut(), spare)
                     .await
             {
                 return;
@@ -364,10 +364,11 @@ impl Worker {
         *self.draining.borrow()
     }
 
-    /// Comes when the gateway has drained for this long.
-    async fn drained(&self, spare: Duration) {
-        let mut draining = self.draining.clone();
-        drop(draining.wait_for(|it| *it).await); // a sender that is gone drains as well
+    /// Comes when the gateway has drained for this long. `begins` comes when that begins, and only once.
+    async fn drained(&self, begins: Pin<&mut impl Future<Output = ()>>, spare: Duration) {
+        if !self.is_draining() {
+            begins.await;
+        }
         if !spare.is_zero() {
             self.shared.clock.sleep(spare).await;
         }
@@ -380,7 +381,7 @@ impl Worker {
         buf: &mut BytesMut,
         timer: &mut Timer,
         patience: Duration,
-        drained: Pin<&mut impl Future<Output = ()>>,
+        draining: Pin<&mut impl Future<Output = ()>>,
         spare: Duration,
     ) -> bool {
         let mut first = [0; 1024];
@@ -396,17 +397,9 @@ impl Worker {
             }
             Poll::Pending
         });
-        let drained = async {
-            if !self.is_draining() {
-                drained.await;
-            }
-            if !spare.is_zero() {
-                clock.sleep(spare).await;
-            }
-        };
         tokio::select! {
             biased;
-            () = drained => false,
+            () = self.drained(draining, spare) => false,
             read = conn.read(&mut first) => match read {
                 Ok(n) if n > 0 => {
                     buf.extend_from_slice(&first[..n]);
