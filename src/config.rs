@@ -22,6 +22,7 @@ pub use env::Env;
 pub(crate) use node::parse;
 pub use node::{Entry, Node, Table, Value};
 pub use problem::{Place, Problem, Problems};
+pub(crate) use problem::{did_you_mean, nearest};
 pub(crate) use reference::reference;
 pub use resolve::{Role, Sources};
 pub(crate) use value::{Parse, duration};

@@ -10,6 +10,7 @@ mod budget;
 mod bundle;
 mod catalogue;
 mod convert;
+mod fault;
 mod fetch;
 mod inventory;
 mod jose;

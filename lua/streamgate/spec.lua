@@ -101,8 +101,10 @@ function M.plugin(name, settings, describe)
 end
 
 local function shown(value)
-  if type(value) ~= "table" then
-    return type(value) == "string" and ("%q"):format(value) or tostring(value)
+  if type(value) == "string" then
+    return (("%q"):format(value):gsub("\\\n", "\\n"):gsub("\\9", "\\t")) -- in one line
+  elseif type(value) ~= "table" then
+    return tostring(value)
   end
   local keys = {}
   for key in pairs(value) do
@@ -143,26 +145,38 @@ function M.equal(got, expected, what)
   end
 end
 
+--- A text of several lines, below the one that speaks of it.
+local function below(text)
+  return "\n  " .. text:gsub("\n", "\n  "):gsub("\t", "  ")
+end
+
+--- How it ended, and why where the plugin failed.
+local function ending(out)
+  if not out.code and not out.status then
+    return "it passed"
+  end
+  local ended = out.code and ("the rejection %s (%s)"):format(out.code, out.status) or "the answer " .. tostring(out.status)
+  return out.failure and ended .. below(out.failure) or ended
+end
+
 --- Fails unless the request went on.
 function M.passed(out)
   if out.code or out.status then
-    local got = { code = out.code, status = out.status, failure = out.failure }
-    error("expected the request to pass, got " .. shown(got), 2)
+    error("expected the request to pass, got " .. ending(out), 2)
   end
 end
 
 --- Fails unless the request was rejected with that code.
 function M.rejected(out, code)
   if out.code ~= code then
-    local got = { code = out.code, status = out.status, failure = out.failure }
-    error(("expected the rejection %s, got %s"):format(code, shown(got)), 2)
+    error(("expected the rejection %s, got %s"):format(code, ending(out)), 2)
   end
 end
 
 --- Fails unless the plugin answered with that status.
 function M.responded(out, status)
   if out.code or out.status ~= status then
-    error(("expected the answer %d, got %s"):format(status, shown { code = out.code, status = out.status }), 2)
+    error(("expected the answer %d, got %s"):format(status, ending(out)), 2)
   end
 end
 
@@ -191,14 +205,14 @@ end
 function M.refused(settings, text)
   local message = harness.check { settings = settings }
   if not message or not message:find(text, 1, true) then
-    error(("expected the settings to be refused with %q, got %s"):format(text, shown(message)), 2)
+    error(("expected the settings to be refused with %q, got"):format(text) .. (message and below(message) or " no refusal"), 2)
   end
 end
 
 --- Fails unless the plugin failed with an error that has this text.
 function M.failed(out, text)
   if not out.failure or not out.failure:find(text, 1, true) then
-    error(("expected a failure with %q, got %s"):format(text, shown(out.failure)), 2)
+    error(("expected a failure with %q, got"):format(text) .. (out.failure and below(out.failure) or " none"), 2)
   end
 end
 

@@ -56,7 +56,7 @@ impl Value {
         match self {
             Value::Text(_) => "a string",
             Value::Integer(_) => "a whole number",
-            Value::Float(_) => "a number",
+            Value::Float(_) => "a number with a fraction",
             Value::Boolean(_) => "a boolean",
             Value::List(_) => "a list",
             Value::Table(_) => "a table",

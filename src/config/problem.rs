@@ -112,23 +112,65 @@ impl From<Problem> for Problems {
     }
 }
 
-impl fmt::Display for Problems {
-    /// Two lines a mistake, the second one indented to the subject, then the count. The mistakes of a file stand in the
-    /// order of its lines; what is missing comes last.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Problems {
+    /// Two lines a mistake, the second one indented to the subject. The mistakes of a file stand in the order of its lines;
+    /// what is missing comes last.
+    pub(crate) fn told(&self) -> String {
         let mut problems: Vec<&Problem> = self.0.iter().collect();
         problems.sort_by(|a, b| a.place.cmp(&b.place));
         let places: Vec<String> = problems.iter().map(|it| it.place.to_string()).collect();
         let width = places.iter().map(|it| it.chars().count()).max().unwrap_or(0) + 3;
+        let mut told = String::new();
         for (problem, place) in problems.iter().zip(&places) {
-            writeln!(f, "{place:<width$}{}", problem.subject)?;
+            told += &format!("{place:<width$}{}\n", problem.subject);
             for line in problem.message.lines() {
-                writeln!(f, "{:<width$}{line}", "")?;
+                told += &format!("{:<width$}{line}\n", "");
             }
         }
+        told
+    }
+
+    /// How many there are, in words.
+    pub(crate) fn counted(&self) -> String {
         let n = self.0.len();
-        write!(f, "{n} problem{}, nothing was started", if n == 1 { "" } else { "s" })
+        format!("{n} problem{}", if n == 1 { "" } else { "s" })
+    }
+}
+
+impl fmt::Display for Problems {
+    /// All mistakes, and what became of it: whoever is told was about to start something.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}, nothing was started", self.told(), self.counted())
     }
 }
 
 impl std::error::Error for Problems {}
+
+/// The name that somebody may have meant who wrote another one.
+pub(crate) fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let all = known.map(|it| (distance(written, it), it));
+    all.min_by_key(|(far, _)| *far).filter(|(far, _)| *far <= written.len().div_ceil(3)).map(|(_, it)| it)
+}
+
+/// The same as a part of a sentence, which begins with a space; what follows begins it where no name is near.
+pub(crate) fn did_you_mean<'a>(written: &str, known: impl Iterator<Item = &'a str>, then: &str) -> String {
+    let Some(it) = nearest(written, known) else { return format!(" {then}") };
+    let (first, rest) = then.split_at(then.chars().next().map_or(0, char::len_utf8));
+    format!(" did you mean `{it}`? {}{rest}", first.to_uppercase())
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}

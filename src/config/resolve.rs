@@ -14,6 +14,7 @@ use crate::config::{
     Admin, Alternative, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin,
     Overflow, Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume,
     ResumeMode, Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
+    nearest,
 };
 use crate::secret::Secret;
 
@@ -890,11 +891,8 @@ impl Reader<'_> {
     /// Reports a name that is not known; all names begin with `prefix`, which says nothing about how near two are.
     fn unknown_in(&self, place: Place, key: &str, known: &[&str], prefix: &str) {
         let own = &key[prefix.len()..];
-        let far = |it: &&str| distance(own, &it[prefix.len()..]);
-        let nearest =
-            known.iter().copied().min_by_key(|it| far(it)).filter(|it| far(it) <= own.len().div_ceil(3));
-        let message = match nearest {
-            Some(it) => format!("unknown key; did you mean `{it}`?"),
+        let message = match nearest(own, known.iter().map(|it| &it[prefix.len()..])) {
+            Some(it) => format!("unknown key; did you mean `{prefix}{it}`?"),
             None => "unknown key; docs/reference/configuration.md lists those there are".to_owned(),
         };
         self.note(place, key, message);
@@ -968,20 +966,4 @@ fn is_origin(text: &str) -> bool {
         && scheme.bytes().all(|it| it.is_ascii_alphanumeric())
         && !rest.is_empty()
         && rest.bytes().all(host)
-}
-
-/// Levenshtein distance, for "did you mean".
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
 }

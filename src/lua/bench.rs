@@ -17,11 +17,12 @@ use crate::clock::Clock;
 use crate::config::{self, Place, Problem, Problems};
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, File, Finder};
+use crate::lua::fault::describe;
 use crate::lua::fetch::{Reason, Request, Response};
 use crate::lua::keys::Keys;
 use crate::lua::kit::{Kit, Logged, Web};
-use crate::lua::loader::{Plugin, plan};
-use crate::lua::vm::{Instance, Vm, describe};
+use crate::lua::loader::{Plugin, located, plan};
+use crate::lua::vm::{Instance, Vm};
 use crate::policy::{
     Answer, Decision, Exchange, Failure, Message, Phase, Policy as _, References, ResponseHead, SessionFacts,
     Side, passed_on,
@@ -159,8 +160,9 @@ impl Runner {
             Rc::clone(&logged),
         );
         let vm = Vm::new(MEMORY, CALL, kit).map_err(|it| problem(describe(&it).detail))?;
-        let step = plan(plugin, step, from, PATIENCE)?;
-        let instance = Instance::new(&vm, &plugin.bundle, &plugin.schema, &step.settings).map_err(problem)?;
+        let planned = plan(plugin, step, from, PATIENCE)?;
+        let instance = Instance::new(&vm, &plugin.bundle, &plugin.schema, &planned.settings);
+        let instance = instance.map_err(|it| located(&step.place, &step.plugin, it))?;
         Ok(Runner { vm, instance, logged, runtime: Rc::clone(runtime) })
     }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Place, Problem};
+use crate::config::{Place, Problem, did_you_mean};
+use crate::lua::fault::brief;
+use crate::lua::inventory::folders;
 
 /// A plugin's files by their name inside its folder, with the path that messages show.
 #[derive(Debug)]
@@ -76,6 +78,9 @@ pub(crate) static TEMPLATE: &[(&str, &str)] = &[
     ("README.md", include_str!("../../plugins/_template/README.md")),
 ];
 
+/// Bytes that Lua has for the name of a file in a message, a zero at the end among them (`LUA_IDSIZE`).
+const SHORT_SOURCE: usize = 60;
+
 /// Largest file of a plugin in bytes.
 const LARGEST: u64 = 1 << 20;
 
@@ -97,11 +102,15 @@ impl Finder {
             None => {
                 let searched: Vec<String> = self.paths.iter().map(|it| it.display().to_string()).collect();
                 let built_in: Vec<&str> = BUILT_IN.iter().map(|(it, _)| *it).collect();
-                Err(fail(format!(
-                    "no such plugin: searched {} and the built-in ones ({})",
+                let beside = self.paths.iter().flat_map(|it| folders(it));
+                let beside: Vec<String> = beside.filter_map(|it| file_name(&it)).collect();
+                let known = beside.iter().map(String::as_str).chain(built_in.iter().copied());
+                let searched = format!(
+                    "searched {} and the built-in ones ({})",
                     searched.join(", "),
                     built_in.join(", ")
-                )))
+                );
+                Err(fail(format!("no such plugin:{}", did_you_mean(name, known, &searched))))
             }
         }
     }
@@ -152,10 +161,42 @@ impl Bundle {
         Bundle { name: name.to_owned(), files: files.collect(), is_built_in: true }
     }
 
+    /// An error of its code for who wrote it. Lua cuts the names of files that are long; here they are whole.
+    pub(super) fn told(&self, detail: &str) -> String {
+        let mut told = brief(detail);
+        for path in self.files.values().map(|it| it.path.display().to_string()) {
+            if path.len() >= SHORT_SOURCE
+                && let Some(end) = path.get(path.len() - (SHORT_SOURCE - "...".len() - 1)..)
+            {
+                told = told.replace(&format!("...{end}:"), &format!("{path}:"));
+            }
+        }
+        told
+    }
+
     /// A file that [`Bundle::read`] made sure of.
     pub(crate) fn file(&self, name: &str) -> &File {
         self.files.get(name).expect("a bundle has its two files")
     }
+}
+
+impl File {
+    /// The first line that sets `key` in a table: `key =`, `["key"] =` or `M.key =`.
+    pub(super) fn line_that_sets(&self, key: &str) -> Option<usize> {
+        let sets = |line: &str| {
+            line.match_indices(key).any(|(at, _)| {
+                let is_part = |it: char| it.is_alphanumeric() || it == '_';
+                let before = line[..at].chars().next_back();
+                let after = line[at + key.len()..].trim_start_matches(['"', '\'', ']']).trim_start();
+                !before.is_some_and(is_part) && after.starts_with('=')
+            })
+        };
+        self.text.lines().position(sets).map(|it| it + 1)
+    }
+}
+
+fn file_name(path: &Path) -> Option<String> {
+    path.file_name().map(|it| it.to_string_lossy().into_owned())
 }
 
 /// Whether a plugin may have this name.

@@ -14,7 +14,7 @@ use mlua::chunk::ChunkMode;
 use mlua::{HookTriggers, Lua, LuaOptions, StdLib, VmState};
 
 use crate::lua::bundle::{Bundle, File};
-use crate::lua::vm::describe;
+use crate::lua::fault::describe;
 
 /// The lines of one file.
 #[derive(Debug)]

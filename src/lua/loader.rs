@@ -13,13 +13,15 @@ use mlua::{Table, Value};
 use crate::clock::Clock;
 use crate::config::{
     self, Alternative, Entry, Node, Parse as _, Place, Plugins, Problem, Problems, Resume, Route,
+    did_you_mean,
 };
 use crate::lua::broken::{self, Broken};
 use crate::lua::budget::Watchdog;
-use crate::lua::bundle::{Bundle, Finder};
+use crate::lua::bundle::{Bundle, File, Finder};
+use crate::lua::fault::{describe, place};
 use crate::lua::kit::Tools;
 use crate::lua::rocks::Rocks;
-use crate::lua::vm::{Instance, Vm, describe};
+use crate::lua::vm::{Instance, Vm};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
     self, Chain, Failure, Field, Kind, Native, OnError, Pattern, Phase, Phases, Policy, References, Schema,
@@ -518,7 +520,8 @@ impl Plugin {
         let file = bundle.file("schema.lua");
         let path = Arc::new(file.path.clone());
         let failed = |error: &mlua::Error| {
-            Problems::from(located(&Place::file(&*path), &bundle.name, describe(error).detail))
+            let told = bundle.told(&describe(error).detail);
+            Problems::from(located(&Place::file(&*path), &bundle.name, told))
         };
         let budget = watchdog.budget();
         let (lua, _) = sandbox::vm(4 << 20, &budget).map_err(|it| failed(&it))?;
@@ -536,11 +539,9 @@ impl Plugin {
                 let message = format!("returned {}, expected a table", other.type_name());
                 return Err(Problem::new(Place::file(&*path), bundle.name.clone(), message).into());
             }
-            Err(error) => {
-                return Err(located(&Place::file(&*path), &bundle.name, describe(&error).detail).into());
-            }
+            Err(error) => return Err(failed(&error)),
         };
-        let reader = SchemaReader { path: Arc::clone(&path), text: &file.text, problems: Problems::new() };
+        let reader = SchemaReader { file, problems: Problems::new() };
         let schema = reader.read(&table)?;
         Ok(Plugin { bundle: Arc::new(bundle), schema, made_of: Made::Lua })
     }
@@ -744,11 +745,12 @@ fn conditions(node: &Node, may_exclude: bool) -> Result<When, Problems> {
                 }
                 Err(more) => return Err(more),
             },
-            _ => note(
-                &entry.place,
-                key,
-                "unknown condition; there are `method`, `path`, `header`, `claim` and `not`",
-            ),
+            _ => {
+                let known = ["method", "path", "header", "claim", "not"];
+                let there_are = "there are `method`, `path`, `header`, `claim` and `not`";
+                let instead = did_you_mean(key, known.into_iter(), there_are);
+                note(&entry.place, key, &format!("unknown condition;{instead}"));
+            }
         }
     }
     problems.into_result().map(|()| when)
@@ -768,27 +770,24 @@ fn texts(node: &Node) -> Option<Vec<String>> {
 
 /// What is said of a plugin whose requests are rejected.
 fn told(name: &str, problems: &Problems) -> String {
-    let text = problems.to_string();
-    let (mistakes, _count) = text.trim_end().rsplit_once('\n').unwrap_or((&text, ""));
+    let mistakes = problems.told();
+    let mistakes = mistakes.trim_end();
     format!("the plugin {name} could not be loaded, so requests that would ask it are rejected:\n{mistakes}")
 }
 
-/// A message of Lua that begins with `path:line:` is placed there.
-pub(super) fn located(place: &Place, subject: &str, message: String) -> Problem {
-    let mut parts = message.splitn(3, ':');
-    if let (Some(path), Some(line), Some(rest)) = (parts.next(), parts.next(), parts.next())
-        && let Ok(line) = line.parse()
-        && path.ends_with(".lua")
-    {
-        let place = Place::File { path: Arc::new(PathBuf::from(path)), line, column: 0 };
-        return Problem::new(place, subject, rest.trim_start());
+/// A message of Lua that begins with a file is placed there.
+pub(super) fn located(here: &Place, subject: &str, message: String) -> Problem {
+    match place(&message) {
+        Some((path, line, rest)) => {
+            let place = Place::File { path: Arc::new(PathBuf::from(path)), line, column: 0 };
+            Problem::new(place, subject, rest)
+        }
+        None => Problem::new(here.clone(), subject, message),
     }
-    Problem::new(place.clone(), subject, message)
 }
 
 struct SchemaReader<'a> {
-    path: Arc<PathBuf>,
-    text: &'a str,
+    file: &'a File,
     problems: Problems,
 }
 
@@ -861,7 +860,12 @@ impl SchemaReader<'_> {
                 Some(phase) => phases.push(phase),
                 None => {
                     let known: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
-                    self.problem("phases", format!("unknown phase {name:?}; there are {}", known.join(", ")));
+                    let instead = did_you_mean(
+                        &name,
+                        known.iter().copied(),
+                        &format!("there are {}", known.join(", ")),
+                    );
+                    self.problem("phases", format!("unknown phase {name:?};{instead}"));
                 }
             }
         }
@@ -885,13 +889,11 @@ impl SchemaReader<'_> {
             );
             let of = self.text(&field, "of").and_then(|it| Kind::find(&it, None, Vec::new()));
             let choices = self.texts(&field, "choices");
-            let kind = self.text(&field, "type").and_then(|it| Kind::find(&it, of, choices));
-            let Some(kind) = kind else {
-                let known = "string, integer, number, boolean, duration, size, list, map, secret, token-file, url, header, cidr";
-                self.problem(
-                    &name,
-                    format!("field `{name}`: `type` is missing or unknown; there are {known}"),
-                );
+            let written = self.text(&field, "type").unwrap_or_default();
+            let Some(kind) = Kind::find(&written, of, choices) else {
+                let known = format!("there are {}", Kind::NAMES.join(", "));
+                let instead = did_you_mean(&written, Kind::NAMES.iter().copied(), &known);
+                self.problem(&name, format!("field `{name}`: `type` is missing or unknown;{instead}"));
                 continue;
             };
             let doc = self.text(&field, "doc").unwrap_or_default();
@@ -919,7 +921,11 @@ impl SchemaReader<'_> {
             let required = matches!(field.raw_get::<Value>("required"), Ok(Value::Boolean(true)));
             let inherit = self.text(&field, "inherit");
             let [min, max] = ["min", "max"].map(|key| self.bound(&field, &name, key, &kind));
-            fields.push(Field { name, kind, required, default, inherit, min, max, doc });
+            let field = Field { name, kind, required, default, inherit, min, max, doc };
+            if let Some(message) = field.out_of_its_range() {
+                self.problem(&field.name, format!("field `{}`: {message}", field.name));
+            }
+            fields.push(field);
         }
         fields
     }
@@ -1049,7 +1055,9 @@ impl SchemaReader<'_> {
         for (key, _) in table.pairs::<Value, Value>().filter_map(Result::ok) {
             let key = key.as_string().map(mlua::LuaString::to_string_lossy).unwrap_or_default();
             if !known.contains(&key.as_str()) {
-                self.problem(&key, format!("{what}: unknown key `{key}`; there are {}", known.join(", ")));
+                let instead =
+                    did_you_mean(&key, known.iter().copied(), &format!("there are {}", known.join(", ")));
+                self.problem(&key, format!("{what}: unknown key `{key}`;{instead}"));
             }
         }
     }
@@ -1061,15 +1069,7 @@ impl SchemaReader<'_> {
 
     /// The first line of the schema that sets `key`, or the file as a whole.
     fn place(&self, key: &str) -> Place {
-        let sets = |line: &str| {
-            line.match_indices(key).any(|(at, _)| {
-                let is_part = |it: char| it.is_alphanumeric() || it == '_';
-                let before = line[..at].chars().next_back();
-                let after = line[at + key.len()..].trim_start_matches(['"', '\'', ']']).trim_start();
-                !before.is_some_and(is_part) && after.starts_with('=')
-            })
-        };
-        let line = self.text.lines().position(sets).map_or(0, |it| it + 1);
-        Place::File { path: Arc::clone(&self.path), line, column: 0 }
+        let line = self.file.line_that_sets(key).unwrap_or(0);
+        Place::File { path: Arc::new(self.file.path.clone()), line, column: 0 }
     }
 }

@@ -10,6 +10,7 @@ use mlua::chunk::ChunkMode;
 use mlua::state::{GcIncParams, GcMode};
 use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
+use crate::config::did_you_mean;
 use crate::lua::api::{Author, misuse, modules};
 use crate::lua::budget::{self, Budget};
 use crate::lua::bundle::{Bundle, LIBRARY};
@@ -125,11 +126,18 @@ impl Modules {
             }
             None => {}
         }
-        let known: Vec<&str> = LIBRARY.iter().map(|(it, _)| *it).chain(modules::names()).collect();
-        Err(misuse(format!(
-            "require: no module {name:?}; there are {}, the files of the plugin's own folder, and the trees of `plugins.modules`",
+        let library = LIBRARY.iter().chain(&self.extra).map(|(it, _)| *it);
+        let mut known: Vec<&str> = library.chain(modules::names()).collect();
+        known.sort_unstable();
+        let own = self.bundle.files.keys().filter_map(|it| it.strip_suffix(".lua"));
+        let there_are = format!(
+            "there are {}, the files of the plugin's own folder, and the trees of `plugins.modules`",
             known.join(", ")
-        )))
+        );
+        let whole = format!("streamgate.{name}");
+        let written = if known.contains(&&*whole) { &whole } else { name };
+        let instead = did_you_mean(written, known.iter().copied().chain(own), &there_are);
+        Err(misuse(format!("require: no module {name:?};{instead}")))
     }
 }
 

@@ -21,13 +21,14 @@ use crate::clock::Clock;
 use crate::config::{self, Place, Problem, Problems, Reference};
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, Finder, SPEC_LIBRARY};
+use crate::lua::fault::describe;
 use crate::lua::fetch::{Reason, Request, Response, Stage};
 use crate::lua::jose::{Algorithm, Signer};
 use crate::lua::keys::Keys;
 use crate::lua::kit::{Hosts, Kit, Logged, Web};
 use crate::lua::lines::{FileLines, Lines};
-use crate::lua::loader::{Plugin, assemble, plan};
-use crate::lua::vm::{Instance, Vm, describe};
+use crate::lua::loader::{Plugin, assemble, located, plan};
+use crate::lua::vm::{Instance, Vm};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
     self, Chain, Exchange, Message, Offer, Outcome, Phase, References, ResponseHead, SessionFacts, Setting,
@@ -110,7 +111,12 @@ pub(crate) fn run(bundle: Bundle, with_lines: bool) -> Result<Report, Problems> 
         lines,
     });
     let vm = Vm::new(MEMORY, CALL, world.kit()).map_err(|it| failed(&it))?;
-    let suite = vm.guarded(TEST, || load(&vm, &world, &path, &file.text)).map_err(|it| wrong(it.detail))?;
+    // What no test can pass with is told once.
+    let own = &plugin.bundle;
+    Instance::check(&vm, own, &plugin.schema).map_err(|it| located(&Place::file(&path), &name, it))?;
+    let suite = vm
+        .guarded(TEST, || load(&vm, &world, &path, &file.text))
+        .map_err(|it| located(&Place::file(&path), &name, own.told(&it.detail)))?;
     let mut report = Report { plugin: name.clone(), tests: Vec::new(), lines: Vec::new() };
     let tests: Table = suite.raw_get("tests").map_err(|it| failed(&it))?;
     for test in tests.sequence_values::<Table>() {
@@ -118,7 +124,8 @@ pub(crate) fn run(bundle: Bundle, with_lines: bool) -> Result<Report, Problems> 
         let what: String = test.raw_get("what").map_err(|it| failed(&it))?;
         let body: Function = test.raw_get("run").map_err(|it| failed(&it))?;
         world.reset();
-        report.tests.push((what, vm.guarded(TEST, || body.call::<()>(())).err().map(|it| it.detail)));
+        let failure = vm.guarded(TEST, || body.call::<()>(())).err();
+        report.tests.push((what, failure.map(|it| own.told(&it.detail))));
     }
     // The functions of the spec end before their VM does.
     world.reset();
@@ -265,7 +272,7 @@ fn harness(lua: &Lua, world: &Rc<World>) -> mlua::Result<Table> {
         "check",
         lua.create_function(move |lua, subject: Table| {
             let refused = Bench::new(&of, &subject, &lua.create_table()?).err();
-            Ok(refused.map(|it| describe(&it).detail))
+            Ok(refused.map(|it| of.plugin.bundle.told(&describe(&it).detail)))
         })?,
     )?;
 
@@ -455,7 +462,7 @@ impl Bench {
             lines.watch(&vm.lua)?;
         }
         let (mut planned, mut instances) = (Vec::new(), Vec::new());
-        let failed = |it: Problems| mlua::Error::runtime(it.to_string());
+        let failed = |it: Problems| mlua::Error::runtime(it.told().trim_end().to_owned());
         for step in &steps {
             let plugin = world.find(&step.plugin).map_err(failed)?;
             let step = plan(&plugin, step, &from, TEST).map_err(failed)?;
@@ -666,7 +673,8 @@ fn outcome(
             answered = response.headers;
         }
     }
-    out.raw_set("failure", bench.watch.0.borrow().as_deref())?;
+    let failure = bench.watch.0.borrow().as_deref().map(|it| world.plugin.bundle.told(it));
+    out.raw_set("failure", failure)?;
     out.raw_set("headers", header_table(lua, &answered)?)?;
     out.raw_set("upstream", header_table(lua, &exchange.upstream)?)?;
     let set = lua.create_table()?;

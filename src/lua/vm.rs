@@ -11,12 +11,13 @@ use std::time::Duration;
 use mlua::ffi::lua_State;
 use mlua::{AnyUserData, FromLuaMulti, Function, IntoLuaMulti, Lua, Table, Value};
 
+use crate::config::did_you_mean;
 use crate::lua::api::{
-    Author, CHOICE, Live, MessageHandle, Misuse, RequestHandle, ResponseHandle, SessionHandle, Slot,
-    UpstreamHandle,
+    Author, CHOICE, Live, MessageHandle, RequestHandle, ResponseHandle, SessionHandle, Slot, UpstreamHandle,
 };
 use crate::lua::budget::{Budget, Entered, SPENT};
-use crate::lua::bundle::Bundle;
+use crate::lua::bundle::{Bundle, File};
+use crate::lua::fault::describe;
 use crate::lua::kit::{Hosts, Kit};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
@@ -53,6 +54,13 @@ pub(crate) struct Instance {
     codes: Rc<[Arc<Declared>]>,
 }
 
+/// What `plugin.lua` returns.
+struct Code {
+    functions: [Option<Function>; Phase::ALL.len()],
+    configure: Option<Function>,
+    self_test: Option<Function>,
+}
+
 /// A call that may wait. Its budget runs whenever it is polled.
 pub(crate) struct Call<R> {
     /// None once it is done.
@@ -67,6 +75,7 @@ pub(crate) struct Call<R> {
 struct Waiting<'a> {
     instance: &'a Instance,
     phase: Phase,
+    function: &'a Function,
     exchange: &'a mut Exchange,
     call: Call<Value>,
     decision: Option<Decision>,
@@ -217,70 +226,66 @@ impl<R> Drop for Call<R> {
     }
 }
 
-impl Instance {
-    /// Runs `plugin.lua` once, finds its phase functions, and lets it configure and test itself.
-    pub(super) fn new(
-        vm: &Rc<Vm>,
-        bundle: &Arc<Bundle>,
-        schema: &Schema,
-        settings: &Settings,
-    ) -> Result<Rc<Instance>, String> {
+impl Code {
+    /// Runs `plugin.lua` once and finds its functions. The error begins with file and line.
+    fn read(vm: &Rc<Vm>, author: &Rc<Author>, bundle: &Arc<Bundle>, schema: &Schema) -> Result<Code, String> {
         let rocks = Arc::clone(&vm.kit.rocks);
         let modules = Rc::new(sandbox::Modules { bundle: Arc::clone(bundle), rocks, extra: Vec::new() });
-        let author = vm.author(&bundle.name, Hosts::of_settings(settings));
         let file = bundle.file("plugin.lua");
         let path = file.path.display().to_string();
-        let make = || -> mlua::Result<(Value, Table)> {
-            let env = vm.environment(&author, &modules)?;
-            let module =
-                sandbox::chunk(&vm.lua, &path, &file.text, &env)?.call::<Value>(bundle.name.as_str())?;
-            Ok((module, convert::settings(&vm.lua, settings)?))
+        let run = || -> mlua::Result<Value> {
+            let env = vm.environment(author, &modules)?;
+            sandbox::chunk(&vm.lua, &path, &file.text, &env)?.call(bundle.name.as_str())
         };
-        let (module, conf) = vm.guarded(LOADING, make).map_err(|it| it.detail)?;
-        let Value::Table(module) = module else {
-            return Err(format!(
-                "{path}: returned {}, expected the table of its phase functions",
-                module.type_name()
-            ));
+        let module = match vm.guarded(LOADING, run).map_err(|it| bundle.told(&it.detail))? {
+            Value::Table(module) => module,
+            other => return Err(no_table(file, &other)),
         };
-        let mut functions: [Option<Function>; Phase::ALL.len()] = Default::default();
-        let mut configure = None;
-        let mut self_test = None;
+        let mut code = Code { functions: Default::default(), configure: None, self_test: None };
         for pair in module.pairs::<Value, Value>() {
             let (key, value) = pair.map_err(|it| it.to_string())?;
             let name = key.as_string().map(mlua::LuaString::to_string_lossy).unwrap_or_default();
             let function = value.as_function().cloned();
             match (name.as_str(), Phase::find(&name), function) {
-                (CONFIGURE, _, Some(function)) => configure = Some(function),
-                (SELF_TEST, _, Some(function)) => self_test = Some(function),
+                (CONFIGURE, _, Some(function)) => code.configure = Some(function),
+                (SELF_TEST, _, Some(function)) => code.self_test = Some(function),
                 (_, Some(phase), Some(function)) => {
                     // Before a session had phases of its own, `session_tick` got `conf` where the session is now.
                     let info = function.info();
                     if phase.is_of_session() && info.num_params == 2 && !info.is_vararg {
                         let second = if phase == Phase::SessionMessage { "message" } else { "session" };
                         return Err(format!(
-                            "{path}: {phase} gets request, {second} and conf, and the function takes two arguments"
+                            "{}: {phase} gets request, {second} and conf, and the function takes two arguments",
+                            defined(file, &name, Some(&function))
                         ));
                     }
-                    functions[phase as usize] = Some(function);
+                    code.functions[phase as usize] = Some(function);
                 }
-                _ => {
-                    let phases: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
+                (_, _, function) => {
+                    let mut known: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
+                    known.extend([CONFIGURE, SELF_TEST]);
                     return Err(format!(
-                        "{path}: the table has {name:?}, which is not a phase function; phases are {}, {CONFIGURE}, {SELF_TEST}",
-                        phases.join(", ")
+                        "{}: the table has {name:?}, which is not a phase function;{}; what else a plugin needs is `local`",
+                        defined(file, &name, function.as_ref()),
+                        did_you_mean(
+                            &name,
+                            known.iter().copied(),
+                            &format!("phases are {}", known.join(", "))
+                        )
                     ));
                 }
             }
         }
         for phase in Phase::ALL {
-            match (functions[phase as usize].is_some(), schema.phases.contains(phase)) {
-                (true, false) => {
+            let function = code.functions[phase as usize].as_ref();
+            match (function, schema.phases.contains(phase)) {
+                (Some(_), false) => {
+                    let at = defined(file, phase.name(), function);
                     return Err(format!(
-                        "{path}: has a function {phase}, which schema.lua does not list in `phases`"
+                        "{at}: has a function {phase}, which schema.lua does not list in `phases`"
                     ));
                 }
-                (false, true) => {
+                (None, true) => {
                     return Err(format!(
                         "{path}: has no function {phase}, which schema.lua lists in `phases`"
                     ));
@@ -288,9 +293,46 @@ impl Instance {
                 _ => {}
             }
         }
+        Ok(code)
+    }
+}
+
+/// What is wrong with a `plugin.lua` that returns something else than a table.
+fn no_table(file: &File, returned: &Value) -> String {
+    let at = format!("{}:{}", file.path.display(), file.text.trim_end().lines().count().max(1));
+    let expected = "expected the table of its phase functions";
+    match returned {
+        Value::Nil => format!("{at}: returned nothing, {expected}: the last line is `return M`"),
+        other => format!("{at}: returned {}, {expected}", other.type_name()),
+    }
+}
+
+/// Where the table of `plugin.lua` gets one of its entries: where its function begins, or the first line that sets it.
+fn defined(file: &File, key: &str, function: Option<&Function>) -> String {
+    let of_function = function.map(Function::info).and_then(|it| {
+        let path = it.source?.strip_prefix('@')?.to_owned();
+        Some((path, it.line_defined.filter(|it| *it > 0)?))
+    });
+    match of_function.or_else(|| Some((file.path.display().to_string(), file.line_that_sets(key)?))) {
+        Some((path, line)) => format!("{path}:{line}"),
+        None => file.path.display().to_string(),
+    }
+}
+
+impl Instance {
+    /// Runs `plugin.lua` once, finds its phase functions, and lets it configure and test itself. The error begins with file
+    /// and line, unless the plugin itself says what is wrong with its settings.
+    pub(super) fn new(
+        vm: &Rc<Vm>,
+        bundle: &Arc<Bundle>,
+        schema: &Schema,
+        settings: &Settings,
+    ) -> Result<Rc<Instance>, String> {
+        let author = vm.author(&bundle.name, Hosts::of_settings(settings));
+        let Code { functions, configure, self_test } = Code::read(vm, &author, bundle, schema)?;
         let conf = vm
             .guarded(LOADING, || {
-                let mut conf = Value::Table(conf);
+                let mut conf = Value::Table(convert::settings(&vm.lua, settings)?);
                 if let Some(configure) = configure {
                     match configure.call::<Value>(&conf)? {
                         Value::Nil => {}
@@ -302,7 +344,7 @@ impl Instance {
                 }
                 Ok(conf)
             })
-            .map_err(|it| it.detail)?;
+            .map_err(|it| bundle.told(&it.detail))?;
         let codes = schema.rejections.clone().into();
         Ok(Rc::new(Instance {
             vm: Rc::clone(vm),
@@ -313,6 +355,11 @@ impl Instance {
             conf,
             codes,
         }))
+    }
+
+    /// Whether a plugin can be loaded, whatever its settings are.
+    pub(super) fn check(vm: &Rc<Vm>, bundle: &Arc<Bundle>, schema: &Schema) -> Result<(), String> {
+        Code::read(vm, &vm.author(&bundle.name, Hosts::default()), bundle, schema).map(drop)
     }
 
     fn run(&self, phase: Phase, exchange: &mut Exchange) -> Result<Decision, Failure> {
@@ -328,10 +375,10 @@ impl Instance {
         });
         let live = vm.slot.borrow_mut().take().expect("nobody but its phase takes it out");
         *exchange = live.exchange;
-        verdict(phase, result, live.decision)
+        verdict(phase, function, result, live.decision)
     }
 
-    fn begin<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange, function: &Function) -> Waiting<'a> {
+    fn begin<'a>(&'a self, phase: Phase, exchange: &'a mut Exchange, function: &'a Function) -> Waiting<'a> {
         let vm = &self.vm;
         let call = match phase {
             Phase::Init => vm.kit.call(function, &self.conf),
@@ -340,7 +387,7 @@ impl Instance {
                 None => vm.kit.call(function, (&vm.request, &self.conf)),
             },
         };
-        Waiting { instance: self, phase, exchange, call, decision: None }
+        Waiting { instance: self, phase, function, exchange, call, decision: None }
     }
 
     /// The second argument of a phase, where it has one.
@@ -399,7 +446,7 @@ impl Future for Waiting<'_> {
                 this.decision = live.decision;
                 Poll::Pending
             }
-            Poll::Ready(result) => Poll::Ready(verdict(this.phase, result, live.decision)),
+            Poll::Ready(result) => Poll::Ready(verdict(this.phase, this.function, result, live.decision)),
         }
     }
 }
@@ -407,10 +454,15 @@ impl Future for Waiting<'_> {
 /// What a phase function's return value means.
 fn verdict(
     phase: Phase,
+    function: &Function,
     result: Result<Value, Failure>,
     decision: Option<Decision>,
 ) -> Result<Decision, Failure> {
-    let contract = |detail: String| Failure { kind: FailureKind::Contract, detail };
+    let contract = |what: String| {
+        let info = function.info();
+        let (path, line) = (info.short_src.unwrap_or_default(), info.line_defined.unwrap_or_default());
+        Failure { kind: FailureKind::Contract, detail: format!("{path}:{line}: {what}") }
+    };
     match (result?, decision) {
         (value, Some(decision)) if value == CHOICE => Ok(decision),
         (_, Some(_)) => Err(contract(format!(
@@ -440,23 +492,5 @@ impl Policy for Rc<Instance> {
             }
             _ => Answer::Now(self.run(phase, exchange)),
         }
-    }
-}
-
-/// An error of a script for the operator: message, file and line, traceback.
-pub(super) fn describe(error: &mlua::Error) -> Failure {
-    match error {
-        mlua::Error::CallbackError { traceback, cause } => {
-            let inner = describe(cause);
-            Failure { kind: inner.kind, detail: format!("{}\n{traceback}", inner.detail) }
-        }
-        mlua::Error::MemoryError(message) => Failure { kind: FailureKind::Memory, detail: message.clone() },
-        mlua::Error::ExternalError(cause) if cause.is::<Misuse>() => {
-            Failure { kind: FailureKind::Contract, detail: cause.to_string() }
-        }
-        mlua::Error::RuntimeError(message) | mlua::Error::SyntaxError { message, .. } => {
-            Failure { kind: FailureKind::Runtime, detail: message.clone() }
-        }
-        other => Failure { kind: FailureKind::Runtime, detail: other.to_string() },
     }
 }

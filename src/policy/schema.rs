@@ -8,7 +8,9 @@ use std::time::Duration;
 use http::HeaderName;
 use ipnet::IpNet;
 
-use crate::config::{Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value};
+use crate::config::{
+    Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value, did_you_mean,
+};
 use crate::policy::{OnError, Phases, Tokens, Wanted};
 use crate::rejection::Declared;
 use crate::secret::Secret;
@@ -127,6 +129,23 @@ pub trait References {
     fn inherited(&self, name: &str) -> Option<Setting>;
 }
 
+/// For what can refer to nothing.
+struct NoReferences;
+
+impl References for NoReferences {
+    fn secret(&self, _: &Reference) -> Result<Secret, String> {
+        Err("there are no secrets here".into())
+    }
+
+    fn table(&self, path: &Path, setting: &Place) -> Result<Table, Problems> {
+        Err(Problem::new(setting.clone(), path.display().to_string(), "there are no files here").into())
+    }
+
+    fn inherited(&self, _: &str) -> Option<Setting> {
+        None
+    }
+}
+
 impl Schema {
     /// Checks what was written for one instance, and fills in the defaults.
     pub(crate) fn check(
@@ -140,10 +159,10 @@ impl Schema {
         for entry in written {
             if !self.fields.iter().any(|it| it.name == entry.key) {
                 let names: Vec<&str> = self.fields.iter().map(|it| it.name.as_str()).collect();
-                let message = match names.as_slice() {
-                    [] => "unknown setting; this plugin has none".to_owned(),
-                    names => format!("unknown setting; this plugin has {}", names.join(", ")),
-                };
+                let has = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                let has = format!("this plugin has {has}");
+                let message =
+                    format!("unknown setting;{}", did_you_mean(&entry.key, names.iter().copied(), &has));
                 problems.push(Problem::new(entry.place.clone(), entry.key.clone(), message));
             }
         }
@@ -191,6 +210,19 @@ impl Field {
         }
     }
 
+    /// What is wrong with its bounds, or with a default of the right kind that nobody could write.
+    pub(crate) fn out_of_its_range(&self) -> Option<String> {
+        if let (Some(min), Some(max)) = (self.min, self.max)
+            && min > max
+        {
+            return Some(format!("`min` is {min}, `max` is {max}: nothing lies between"));
+        }
+        let node = self.default.as_ref()?;
+        let value = self.kind.read(&self.name, node, &NoReferences).ok()?;
+        let message = self.out_of_range(&value)?;
+        Some(format!("default is {}: {message}", node.value.written()))
+    }
+
     /// What is wrong with a value that is too small or too large.
     fn out_of_range(&self, value: &Setting) -> Option<String> {
         let number = match value {
@@ -224,6 +256,23 @@ impl Settings {
 }
 
 impl Kind {
+    /// What a schema may say for a type.
+    pub(crate) const NAMES: [&str; 13] = [
+        "string",
+        "integer",
+        "number",
+        "boolean",
+        "duration",
+        "size",
+        "list",
+        "map",
+        "secret",
+        "token-file",
+        "url",
+        "header",
+        "cidr",
+    ];
+
     /// The kind that a schema names, `of` being what a list or a map is made of.
     pub(crate) fn find(name: &str, of: Option<Kind>, choices: Vec<String>) -> Option<Kind> {
         Some(match name {
@@ -252,18 +301,29 @@ impl Kind {
             Kind::Choice(choices) => {
                 choices.iter().map(|it| format!("`{it}`")).collect::<Vec<_>>().join(", ")
             }
-            Kind::Integer => "integer".into(),
+            Kind::Integer => "whole number".into(),
             Kind::Number => "number".into(),
             Kind::Boolean => "boolean".into(),
             Kind::Duration => "duration".into(),
             Kind::Size => "size".into(),
-            Kind::List(of) => format!("list of {}", of.name()),
-            Kind::Map(of) => format!("map to {}", of.name()),
+            Kind::List(of) => format!("list of {}", of.plural()),
+            Kind::Map(of) => format!("map to {}", of.plural()),
             Kind::Secret => "secret".into(),
             Kind::TokenFile => "token file".into(),
             Kind::Url => "URL".into(),
             Kind::Header => "header name".into(),
             Kind::Cidr => "address or network".into(),
+        }
+    }
+
+    /// The name of many of it.
+    fn plural(&self) -> String {
+        match self {
+            Kind::Choice(_) => self.name(),
+            Kind::List(of) => format!("lists of {}", of.plural()),
+            Kind::Map(of) => format!("maps to {}", of.plural()),
+            Kind::Cidr => "addresses or networks".into(),
+            it => format!("{}s", it.name()),
         }
     }
 
@@ -320,7 +380,10 @@ impl Kind {
                 Setting::Integer(i64::try_from(Size::parse(value).map_err(fail)?.0).unwrap_or(i64::MAX))
             }
             (Kind::List(of), Value::List(items)) => {
-                Setting::List(gather(items.iter().map(|it| of.read(name, it, from)))?)
+                let items = items.iter().enumerate();
+                Setting::List(gather(
+                    items.map(|(idx, it)| of.read(&format!("{name}[{}]", idx + 1), it, from)),
+                )?)
             }
             (Kind::List(_), Value::Table(table)) if table.iter().next().is_none() => {
                 Setting::List(Vec::new())

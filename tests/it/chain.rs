@@ -426,7 +426,7 @@ async fn mistakes_in_a_chain_are_told_with_their_place() {
     for (chain, told) in [
         (
             "{ plugin = \"cors\", when = { @methods = \"GET\" } }",
-            "unknown condition; there are `method`, `path`, `header`, `claim` and `not`",
+            "unknown condition; did you mean `method`? There are `method`, `path`, `header`, `claim` and `not`",
         ),
         (
             "{ plugin = \"cors\", when = @\"always\" }",

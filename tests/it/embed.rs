@@ -33,7 +33,7 @@ async fn a_policy_in_rust_stands_in_a_chain_beside_one_in_lua() {
         ("opens = 0, closes = 24", None, 401, "auth.missing_key"),
         ("opens = 24, closes = 25", Some("key-of-ada"), 0, "expected at most 24"),
         ("opens = 3, closes = 2", Some("key-of-ada"), 0, "it would never be open"),
-        ("opens = \"dawn\", closes = 24", Some("key-of-ada"), 0, "expected an integer, not a string"),
+        ("opens = \"dawn\", closes = 24", Some("key-of-ada"), 0, "expected a whole number, not a string"),
     ] {
         let (upstream, folder) = (Upstream::that(Act::Mirror).await, Folder::new());
         let sources = sources(&upstream, &folder, hours);

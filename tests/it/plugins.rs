@@ -345,13 +345,16 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &good,
         "return { authentikate = function() end }",
         "\"odd\"",
-        &["\"authentikate\", which is not a phase function; phases are init, on_request"],
+        &[
+            "plugins/odd/plugin.lua:1",
+            "\"authentikate\", which is not a phase function; did you mean `authenticate`? Phases are init, on_request",
+        ],
     );
     check(
         &good,
         "return { authenticate = function() end, log = function() end }",
         "\"odd\"",
-        &["has a function log, which schema.lua does not list"],
+        &["plugins/odd/plugin.lua:1", "has a function log, which schema.lua does not list"],
     );
     check(
         &schema("sometimes"),
@@ -387,6 +390,15 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         "{ plugin = \"odd\", colour = \"red\" }",
         &["streamgate.toml:", "unknown setting; this plugin has none"],
     );
+    check(&good, plugin, "\"oddd\"", &["no such plugin: did you mean `odd`? Searched"]);
+    check(&good, plugin, "\"core\"", &["no such plugin: did you mean `cors`?"]);
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"cors\", max_ages = \"1h\" }",
+        &["unknown setting; did you mean `max_age`? This plugin has allow_methods, "],
+    );
+    check(&schema("autenticate"), plugin, "\"odd\"", &["did you mean `authenticate`? There are init, "]);
     check(&good, plugin, "\"../odd\"", &["not a plugin's name"]);
     check(
         &good,
@@ -417,9 +429,40 @@ async fn mistakes_in_plugins_are_told_with_file_and_line_before_anything_starts(
         &good,
         plugin,
         "{ plugin = \"inject-headers\", set = 7 }",
-        &["expected a map to string, not a whole number"],
+        &["expected a map to strings, not a whole number"],
     );
     check(&good, plugin, "{ plugin = \"cors\", max_age = \"soon\" }", &["expected a duration"]);
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"cors\", allow_methods = [\"GET\", 1] }",
+        &["allow_methods[2] = 1", "expected a string, not a whole number"],
+    );
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"cors\", allow_methods = \"GET\" }",
+        &["expected a list of strings, not a string"],
+    );
+    check(
+        &good,
+        plugin,
+        "{ plugin = \"session-limit\", per_principal = 1.5 }",
+        &["expected a whole number, not a number with a fraction"],
+    );
+    let bounds = "return {\n  summary = \"x\",\n  phases = { \"authenticate\" },\n  fields = {\n    opens = { type = \"integer\", default = 88, max = 23, doc = \"x\" },\n    rate = { type = \"number\", min = 2, max = 1, doc = \"x\" },\n    every = { type = \"duraton\", doc = \"x\" },\n  },\n}";
+    check(
+        bounds,
+        plugin,
+        "\"odd\"",
+        &[
+            "plugins/odd/schema.lua:5",
+            "field `opens`: default is 88: expected at most 23",
+            "schema.lua:6",
+            "field `rate`: `min` is 2, `max` is 1: nothing lies between",
+            "did you mean `duration`? There are string, ",
+        ],
+    );
 }
 
 #[tokio::test]
@@ -459,4 +502,98 @@ async fn a_gateway_that_must_authenticate_refuses_to_start_without() {
         Gateway::in_front_of(&upstream).env("STREAMGATE_REQUIRE_AUTH", "true").authenticated().problems(),
         ""
     );
+}
+
+/// What a plugin does when it is loaded, and what its author is told, with the line.
+const AT_LOAD: &[(&str, &str, &str)] = &[
+    (
+        "local metrics = require \"streamgate.metrics\"\nlocal refused = metrics.counter(\"refused\", \"x\")",
+        "plugin.lua:2",
+        "a counter's name ends with `_total`: refused_total",
+    ),
+    (
+        "local m = require \"metrics\"",
+        "plugin.lua:1",
+        "no module \"metrics\"; did you mean `streamgate.metrics`? There are streamgate.base64, ",
+    ),
+    ("local m = require \"streamgate.tim\"", "plugin.lua:1", "did you mean `streamgate.time`?"),
+    (
+        "\nfor _ in ipairs(nil) do end",
+        "plugin.lua:2",
+        "attempt to index a nil value, which is what the loop goes over",
+    ),
+    ("\ntable.sort { 1, \"x\" }", "plugin.lua:2", "attempt to compare"),
+    ("\nstring.rep()", "plugin.lua:2", "bad argument #1 to 'rep'"),
+    ("\nerror { a = 1 }", "plugin.lua:2", "`error` got a table, and nobody can read that: give it a string"),
+    ("\nerror()", "plugin.lua:2", "`error` got nil"),
+    (
+        "local n = require(\"streamgate.metrics\").counter(\"n_total\", \"x\")\nn.add(1)",
+        "plugin.lua:2",
+        "meter:add was called with a dot, it needs a colon: `meter:add(…)`",
+    ),
+    (
+        "local n = require(\"streamgate.metrics\").counter(\"n_total\", \"x\")\nn:add {}",
+        "plugin.lua:2",
+        "meter:add: argument 1 is a table, expected a number",
+    ),
+    (
+        "\nrequire(\"streamgate.metrics\").counter {}",
+        "plugin.lua:2",
+        "counter: argument 1 is a table, expected a string",
+    ),
+    (
+        "local digits = require(\"streamgate.regex\").new \"[0-9]\"\ndigits.find \"7\"",
+        "plugin.lua:2",
+        "pattern:find was called with a dot",
+    ),
+    (
+        "local M = {\n  helper = function() end,\n}\nreturn M",
+        "plugin.lua:2",
+        "\"helper\", which is not a phase function",
+    ),
+    ("local M = {}\nM.limit = 7\nreturn M", "plugin.lua:2", "\"limit\", which is not a phase function"),
+    (
+        "local M = { authenticate = print }\n\nfunction M.log() end\nreturn M",
+        "plugin.lua:3",
+        "has a function log, which",
+    ),
+    (
+        "local M = {}\n\n-- The end is missing.\n",
+        "plugin.lua:3",
+        "returned nothing, expected the table of its phase functions: the last line is `return M`",
+    ),
+    (
+        "return {\n  authenticate = function() end,\n  configure = function() error(\"too low\") end,\n}",
+        "plugin.lua:3",
+        "too low",
+    ),
+    // `error(…, 0)` is for operators, and they look at their own file.
+    (
+        "local function check()\n  error(\"it opens when it closes\", 0)\nend\nreturn {\n  authenticate = function() end,\n  configure = function() check() end,\n}",
+        "streamgate.toml:",
+        "it opens when it closes",
+    ),
+];
+
+#[tokio::test]
+async fn an_author_is_told_the_line_and_no_more_than_helps() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    for (plugin, place, what) in AT_LOAD {
+        let told = Gateway::in_front_of(&upstream)
+            .with("[plugins]\npaths = [\"plugins\"]")
+            .plugin("odd", &schema("authenticate"), plugin)
+            .chain("\"odd\"")
+            .problems();
+        let lines: Vec<&str> = told.lines().collect();
+        assert!(lines[0].contains(place) && lines[0].ends_with("   odd"), "{place} is missing in:\n{told}");
+        assert!(lines[1].contains(what), "{what} is missing in:\n{told}");
+        assert_eq!(lines[2..], ["1 problem, nothing was started"], "{told}");
+    }
+    // Where a helper failed, who called it is told as well.
+    let told = Gateway::in_front_of(&upstream)
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .plugin("odd", &schema("authenticate"), "local function helper()\n  return nil + 1\nend\nhelper()")
+        .chain("\"odd\"")
+        .problems();
+    assert!(told.contains("plugin.lua:2   odd") && told.contains("plugin.lua:4: in main chunk"), "{told}");
 }
