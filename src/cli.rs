@@ -9,7 +9,7 @@ mod reference;
 mod reload;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::{Env, Place, Problem, Problems, Role, Sources};
+use crate::config::{Config, Env, Place, Problem, Problems, Role, Sources};
 use crate::gateway::raise_limit;
 use crate::telemetry;
 
@@ -70,6 +70,9 @@ struct CheckOptions {
     explain: Option<String>,
 }
 
+/// What people call the file. It is read only where it is named: a gateway in a container has its variables alone.
+const USUAL_FILE: &str = "streamgate.toml";
+
 /// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
@@ -121,23 +124,45 @@ impl Cli {
 }
 
 impl File {
-    fn sources(&self) -> Result<Sources, Failure> {
+    fn sources(&self) -> Result<Sources, Problems> {
         let sources = Sources::new(Env::of_process());
         let Some(path) = &self.config else { return Ok(sources) };
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(sources.with_file(path, text)),
-            Err(error) => {
-                Err(Problems::from(Problem::new(Place::file(path), "cannot be read", error.to_string()))
-                    .into())
-            }
+            Err(error) => Err(Problem::new(Place::file(path), "cannot be read", error.to_string()).into()),
         }
+    }
+
+    /// What is said to somebody who has a file here and named none.
+    fn hint(&self) -> Option<String> {
+        let usual = Path::new(USUAL_FILE);
+        (self.config.is_none() && usual.is_file()).then(|| {
+            format!(
+                "{USUAL_FILE} is here and was not read, for no file was named: add `--config {USUAL_FILE}`"
+            )
+        })
+    }
+
+    /// The configuration that it means.
+    fn resolve(&self, role: Role, clock: &Clock) -> Result<Config, Failure> {
+        let resolved = self.sources().and_then(|it| App::resolve(&it, role, clock));
+        resolved.map_err(|problems| {
+            let mut failure = Failure::from(problems);
+            if let Some(hint) = self.hint() {
+                failure.message += &format!("\n{hint}");
+            }
+            failure
+        })
     }
 }
 
 fn check(options: &CheckOptions) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = App::resolve(&options.file.sources()?, Role::Gateway, &clock)?;
+    let config = options.file.resolve(Role::Gateway, &clock)?;
     let report = App::check(config, &clock)?;
+    if let Some(hint) = options.file.hint() {
+        println!("warning: {hint}.");
+    }
     for warning in &report.warnings {
         println!("warning: {warning}.");
     }
@@ -156,7 +181,7 @@ fn check(options: &CheckOptions) -> Result<(), Failure> {
 fn serve(file: &File, role: Role) -> Result<(), Failure> {
     let clock = Clock::system();
     let before = reload::Look::of(file, None);
-    let config = App::resolve(&file.sources()?, role, &clock)?;
+    let config = file.resolve(role, &clock)?;
     let seen =
         if before.still_holds() { reload::Look::of(file, Some(&config)) } else { reload::Look::default() };
     telemetry::install_log(&config.log).map_err(Problems::from)?;

@@ -27,7 +27,7 @@ mod vm;
 
 pub(crate) use api::{page as api_page, types as api_types};
 pub(crate) use bench::{Measured, Subject, run as run_bench};
-pub(crate) use bundle::{BUILT_IN, Bundle, LIBRARY, SPEC_LIBRARY, TEMPLATE, is_name};
+pub(crate) use bundle::{BUILT_IN, Bundle, LIBRARY, SPEC_LIBRARY, TEMPLATE, find as find_plugin, is_name};
 pub(crate) use catalogue::{
     json_schema as plugins_schema, json_schema_of as plugin_schema, page as plugins_page,
 };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::{Failure, File};
 use crate::config::{Parts, Role};
-use crate::lua::{Bundle, FileLines, plugin_folders, run_spec};
+use crate::lua::{Bundle, FileLines, find_plugin, is_name, plugin_folders, run_spec};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -31,8 +31,8 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct TestOptions {
-    /// A plugin's folder, or a folder of plugins.
-    #[arg(default_value = "plugins")]
+    /// A plugin's folder, a folder of plugins, or the name of a plugin in `plugins` or a built-in one.
+    #[arg(default_value = PLUGINS)]
     path: PathBuf,
     #[command(flatten)]
     coverage: coverage::Options,
@@ -52,18 +52,21 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
 fn test(options: &TestOptions) -> Result<(), Failure> {
     let (mut n_passed, mut n_failed) = (0, 0);
     let mut covered: Vec<FileLines> = Vec::new();
-    for folder in folders(&options.path)? {
-        let name = folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
-        let bundle = Bundle::read(&name, &folder).map_err(Failure::new)?;
+    for bundle in bundles(&options.path)? {
+        let name = bundle.name.clone();
         let report = match run_spec(bundle, options.coverage.is_wanted()) {
             Ok(report) => report,
             Err(problems) => {
-                println!("{name}\n{problems}");
+                let told = problems.told();
+                println!(
+                    "{name}\n  FAIL  cannot be tested\n        {}",
+                    told.trim_end().replace('\n', "\n        ")
+                );
                 n_failed += 1;
                 continue;
             }
         };
-        println!("{}", report.plugin);
+        println!("{name}");
         for (what, failure) in report.tests {
             match failure {
                 None => {
@@ -86,15 +89,32 @@ fn test(options: &TestOptions) -> Result<(), Failure> {
     options.coverage.judge(&covered)
 }
 
-/// The folders below `path` that hold a plugin, or `path` itself.
-fn folders(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    std::fs::read_dir(path).map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
-    let folders = plugin_folders(path);
-    match folders.is_empty() {
-        true => Err(Failure::new(format!("{}: no plugins here", path.display()))),
-        false => Ok(folders),
+/// The plugins in a folder, that of a folder itself, or the one of that name: in `plugins`, or built in.
+fn bundles(path: &Path) -> Result<Vec<Bundle>, Failure> {
+    let shown = path.display();
+    if !path.exists() {
+        let name = path.to_str().filter(|it| is_name(it) && *it != PLUGINS);
+        if let Some(name) = name {
+            let found = find_plugin(name, &[PLUGINS.into()]);
+            return Ok(vec![found.map_err(|it| Failure::new(format!("{name}: {}", it.message)))?]);
+        }
+        return Err(Failure::new(format!(
+            "there is no folder {shown} here: name a plugin's folder or a folder of plugins, as in `streamgate plugin test path/to/{PLUGINS}`"
+        )));
     }
+    let read = |folder: PathBuf| {
+        let name = folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
+        Bundle::read(&name, &folder).map_err(Failure::new)
+    };
+    let folders = plugin_folders(path);
+    if folders.is_empty() {
+        return Err(Failure::new(format!("no plugins in {shown}: each is a folder there with `plugin.lua`")));
+    }
+    folders.into_iter().map(read).collect()
 }
+
+/// The folder of plugins, where nobody names another.
+const PLUGINS: &str = "plugins";
 
 /// What a configuration says of plugins; what else is wrong in it does not matter here.
 fn configured(file: &File) -> Result<Parts, Failure> {

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::{App, Reloader};
 use crate::cli::{Failure, File};
 use crate::clock::Clock;
-use crate::config::{Config, Role, Tls, Value};
+use crate::config::{Config, Problems, Role, Tls, Value};
 
 /// How often files are looked at. A change counts once it has been the same for two looks, so that no file is read while
 /// it is being written.
@@ -113,10 +113,12 @@ impl Watcher {
                     }
                     tracing::info!(why, "The configuration was loaded again.");
                 }
-                Err(failure) => {
+                Err(problems) => {
+                    let mistakes = format!("\n{}{}", problems.told(), problems.counted());
                     tracing::error!(
                         why,
-                        "The configuration stays as it was; the new one has mistakes:\n{failure}"
+                        %mistakes,
+                        "The configuration stays as it was; the new one has mistakes."
                     );
                 }
             }
@@ -126,8 +128,8 @@ impl Watcher {
         }
     }
 
-    fn reload(&mut self) -> Result<Vec<String>, Failure> {
-        let config = self.file.sources().and_then(|it| Ok(App::resolve(&it, Role::Gateway, &self.clock)?));
+    fn reload(&mut self) -> Result<Vec<String>, Problems> {
+        let config = self.file.sources().and_then(|it| App::resolve(&it, Role::Gateway, &self.clock));
         let config = config.inspect_err(|it| self.reloader.failed(&it.to_string()))?;
         let warnings = self.reloader.reload(config.clone())?;
         self.loaded = config;

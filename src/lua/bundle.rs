@@ -84,6 +84,11 @@ const SHORT_SOURCE: usize = 60;
 /// Largest file of a plugin in bytes.
 const LARGEST: u64 = 1 << 20;
 
+/// The plugin of that name in these folders, or a built-in one.
+pub(crate) fn find(name: &str, paths: &[PathBuf]) -> Result<Bundle, Problem> {
+    Finder { paths: paths.to_vec() }.find(name, &Place::Nowhere)
+}
+
 impl Finder {
     /// The plugin of that name: the first folder that has it wins, the built-in ones come last.
     pub(crate) fn find(&self, name: &str, place: &Place) -> Result<Bundle, Problem> {

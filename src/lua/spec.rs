@@ -40,7 +40,6 @@ use crate::store::Store;
 /// What became of the tests of one plugin.
 #[derive(Debug)]
 pub(crate) struct Report {
-    pub(crate) plugin: String,
     /// Each test, with what went wrong.
     pub(crate) tests: Vec<(String, Option<String>)>,
     /// The lines of the plugin's files, when they were asked for.
@@ -117,7 +116,7 @@ pub(crate) fn run(bundle: Bundle, with_lines: bool) -> Result<Report, Problems> 
     let suite = vm
         .guarded(TEST, || load(&vm, &world, &path, &file.text))
         .map_err(|it| located(&Place::file(&path), &name, own.told(&it.detail)))?;
-    let mut report = Report { plugin: name.clone(), tests: Vec::new(), lines: Vec::new() };
+    let mut report = Report { tests: Vec::new(), lines: Vec::new() };
     let tests: Table = suite.raw_get("tests").map_err(|it| failed(&it))?;
     for test in tests.sequence_values::<Table>() {
         let test = test.map_err(|it| failed(&it))?;

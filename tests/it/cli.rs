@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::process::{Process, run};
+use crate::support::process::{Process, run, run_in};
 use crate::support::raw::frame;
 use crate::support::upstream::Act;
 use crate::support::{Client, FUNCTION, Folder, KEY, TOKEN, Upstream};
@@ -352,8 +352,109 @@ async fn plugins_bring_their_tests_along() {
     assert!(ended.stdout.contains("1 passed, 1 failed"), "{}", ended.stdout);
     let ended = run(&["plugin", "test", "plugins"], &[]).await;
     assert!(ended.code == Some(0) && ended.stdout.contains(" 0 failed"), "{}{}", ended.stdout, ended.stderr);
-    let ended = run(&["plugin", "test", "nowhere"], &[]).await;
-    assert!(ended.code == Some(1) && ended.stderr.contains("nowhere"), "{ended:?}");
+    // By its name: one in `plugins`, or a built-in one.
+    let ended = run(&["plugin", "test", "cors"], &[]).await;
+    assert!(ended.code == Some(0) && ended.stdout.starts_with("cors\n"), "{ended:?}");
+    for (path, told) in [
+        ("no/where", "there is no folder no/where here: name a plugin's folder or a folder of plugins"),
+        ("cor", "cor: no such plugin: did you mean `cors`? Searched plugins and the built-in ones"),
+        ("docs", "no plugins in docs"),
+    ] {
+        let ended = run(&["plugin", "test", path], &[]).await;
+        assert!(ended.code == Some(1) && ended.stderr.contains(told), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_test_that_fails_says_why_in_few_lines() {
+    let folder = Folder::new();
+    folder.write("odd/schema.lua", "return { summary = \"Odd.\", phases = { \"on_request\" } }");
+    folder.write(
+        "odd/spec.lua",
+        "local spec = require \"streamgate.spec\"\n\
+         local function asked(plugin)\n  spec.passed(plugin:request {})\nend\n\
+         return spec.plugin(\"odd\", {}, function(it)\n\
+           it(\"lets all pass\", function(plugin) spec.passed(plugin:request {}) end)\n\
+           it(\"asks\", function(plugin) asked(plugin) end)\n\
+         end)\n",
+    );
+    let path = folder.path().join("odd").display().to_string();
+    let test = async |plugin: &str| {
+        folder.write("odd/plugin.lua", plugin);
+        let ended = run(&["plugin", "test", &path], &[]).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let parent = folder.path().canonicalize().expect("it is there").display().to_string();
+        ended.stdout.replace(&format!("{parent}/"), "")
+    };
+    let told = test("local M = {}\nlocal function inner()\n  local missing\n  return missing.field\nend\nfunction M.on_request()\n  inner()\nend\nreturn M\n").await;
+    let why = "got the rejection plugin.failed (500)\n          \
+        odd/plugin.lua:4: attempt to index a nil value (local 'missing')\n            \
+        odd/plugin.lua:4: in upvalue 'inner'\n            \
+        odd/plugin.lua:7: in function <odd/plugin.lua:6>\n";
+    assert_eq!(
+        told,
+        format!(
+            "odd\n  FAIL  lets all pass\n        odd/spec.lua:6: expected the request to pass, {why}  \
+             FAIL  asks\n        odd/spec.lua:3: expected the request to pass, {why}          \
+             odd/spec.lua:3: in upvalue 'asked'\n          odd/spec.lua:7: in upvalue 'test'\n\
+             0 passed, 2 failed\n"
+        )
+    );
+    let told =
+        test("return { on_request = function(request)\n  request:reject \"auth.forbidden\"\nend }").await;
+    assert!(told.contains("odd/plugin.lua:1: on_request did not return what request:reject or"), "{told}");
+
+    folder.write(
+        "odd/spec.lua",
+        "local spec = require \"streamgate.spec\"\n\
+         return spec.plugin(\"odd\", {}, function(it)\n\
+           it(\"a\", function() spec.equal(\"a\\n\\tb\", \"c\") end)\n\
+           it(\"b\", function(plugin) spec.failed(plugin:request {}, \"dust\") end)\n\
+           it(\"c\", function() spec.refused({}, \"dust\") end)\n\
+           it(\"d\", function() spec.refused({ opens = 1 }, \"dust\") end)\n\
+         end)\n",
+    );
+    let told = test("return { on_request = function(request)\n  local x = nil + 1\nend }").await;
+    for part in [
+        "odd/spec.lua:3: expected \"c\", got \"a\\n\\tb\"\n  FAIL",
+        "odd/spec.lua:4: expected a failure with \"dust\", got\n          odd/plugin.lua:2: attempt to perform arithmetic",
+        "odd/spec.lua:5: expected the settings to be refused with \"dust\", got no refusal\n",
+        "got\n          spec.lua   opens\n                     unknown setting; this plugin has none\n",
+    ] {
+        assert!(told.contains(part), "{part} is missing in:\n{told}");
+    }
+
+    // What no test can pass with is told once.
+    for (plugin, why) in [
+        ("return {\n  on_request = function(\n}", "odd/plugin.lua:3   odd"),
+        ("require \"streamgate.metrics\".counter(\"n\", \"x\")", "odd/plugin.lua:1   odd"),
+        ("local M = {}\nfunction M.on_request() end\n", "the last line is `return M`"),
+    ] {
+        let told = test(plugin).await;
+        assert!(told.starts_with("odd\n  FAIL  cannot be tested\n"), "{told}");
+        assert!(told.matches(why).count() == 1 && told.ends_with("\n0 passed, 1 failed\n"), "{told}");
+    }
+}
+
+/// A file in the folder where a command is run is not read unless it is named, and that is said.
+#[tokio::test]
+async fn a_file_that_was_not_named_is_mentioned() {
+    let folder = Folder::new();
+    folder.write("streamgate.toml", "[[route]]\npath = \"/**\"\nchain = []\n");
+    let hint =
+        "streamgate.toml is here and was not read, for no file was named: add `--config streamgate.toml`";
+    for command in ["check", "run"] {
+        let ended = run_in(folder.path(), &[command], &[]).await;
+        assert!(ended.code == Some(2) && ended.stderr.contains(hint), "{ended:?}");
+    }
+    let env = sample("grpc.example:443");
+    let ended = run_in(folder.path(), &["check", "--explain"], &env).await;
+    assert!(ended.code == Some(0) && ended.stdout.contains(hint), "{ended:?}");
+    let ended = run_in(folder.path(), &["check", "--config", "streamgate.toml"], &env).await;
+    assert!(ended.code == Some(0) && !ended.stdout.contains(hint), "{ended:?}");
+    // A folder without plugins.
+    let ended = run_in(folder.path(), &["plugin", "test"], &[]).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("there is no folder plugins here"), "{ended:?}");
 }
 
 #[tokio::test]
@@ -373,7 +474,8 @@ async fn a_new_plugin_works_and_can_stand_in_a_chain() {
     assert!(checked.stdout.contains("authorize         my-tenants\n"), "{}", checked.stdout);
 
     let again = run(&["plugin", "new", "my-tenants", "--in", &plugins], &[]).await;
-    assert!(again.code == Some(1) && again.stderr.contains("exists"), "{again:?}");
+    let exists = "my-tenants exists, and nothing in it was changed; take another name, or remove it first";
+    assert!(again.code == Some(1) && again.stderr.contains(exists), "{again:?}");
     for name in ["", "My-Plugin", "../away", "a_b", "7up", "-x", "cors", &"a".repeat(65)] {
         let refused = run(&["plugin", "new", "--in", &plugins, "--", name], &[]).await;
         assert!(refused.code == Some(2) && refused.stdout.is_empty(), "{name:?}: {refused:?}");
@@ -566,6 +668,12 @@ async fn what_a_plugin_costs_is_measured_for_each_phase() {
     assert!(unset.code == Some(2) && unset.stderr.contains("tokens"), "{unset:?}");
     let wrong = run(&["plugin", "bench", "cors", "--settings", "a = "], &[]).await;
     assert!(wrong.code == Some(2) && wrong.stderr.contains("--settings:1"), "{wrong:?}");
+    for settings in
+        ["allow_methods = [\"GET\"], max_age = \"1h\"", "allow_methods = [\"GET\"]\nmax_age = \"1h\""]
+    {
+        let told = run(&["plugin", "bench", "cors", "--seconds", "1", "--settings", settings], &[]).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+    }
     let none = run(&["plugin", "bench", "no-such"], &[]).await;
     assert!(none.code == Some(2) && none.stderr.contains("no such plugin"), "{none:?}");
 }
@@ -588,8 +696,12 @@ async fn editors_get_the_types_of_the_api() {
         (&json["runtime.version"], &json["workspace.library"][0]),
         (&"Lua 5.4".into(), &"lua/types".into())
     );
+    let again = run(&args, &[]).await;
+    let fresh = format!("{} is up to date\n{} is set up already\n", types.display(), settings.display());
+    assert_eq!((again.code, again.stdout), (Some(0), fresh));
     std::fs::write(&settings, "{}").expect("it can be written");
     let told = run(&args, &[]).await;
-    assert!(told.code == Some(0) && told.stdout.contains("is there already"), "{told:?}");
+    let needs = "is there already and was not changed; it needs `\"workspace.library\": [\"lua/types\"]`";
+    assert!(told.code == Some(0) && told.stdout.contains(needs), "{told:?}");
     assert_eq!(std::fs::read_to_string(&settings).expect("it is there"), "{}", "what the user wrote stays");
 }

@@ -175,8 +175,11 @@ async fn a_changed_file_and_a_hangup_reload() {
     assert_eq!(named_by().await.as_deref(), Some("third"));
     folder.write("streamgate.toml", "[listen]\naddress = \"nowhere\"\n");
     process.signal("HUP").await;
-    process.stderr.line_with("stays as it was").await;
+    let line = process.stderr.line_with("stays as it was").await;
+    assert!(line.ends_with("the new one has mistakes. why=\"SIGHUP\" mistakes="), "{line}");
     process.stderr.line_with("listen.address = \"nowhere\"").await;
+    let line = process.stderr.line_with(" problems").await;
+    assert_eq!(line, "4 problems", "nothing was about to start");
     assert_eq!(named_by().await.as_deref(), Some("third"));
     process.signal("TERM").await;
     assert!(process.ended().await.success());

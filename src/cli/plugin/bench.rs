@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::cli::plugin::configured;
 use crate::cli::{Failure, File};
-use crate::config;
+use crate::config::{self, Node, Problems};
 use crate::lua::{Measured, Subject, run_bench};
 use crate::policy::{Exchange, Offer};
 
@@ -17,8 +17,8 @@ use crate::policy::{Exchange, Offer};
 pub(in crate::cli) struct Options {
     /// The plugin's name, or its folder.
     name: String,
-    /// Its settings, as TOML: `'tokens = "file:tokens.toml"'`. Paths start from the configuration file's folder, or from
-    /// this one.
+    /// Its settings, as TOML: `'tokens = "file:tokens.toml"'`; several in lines, or as in a chain with commas. Paths start
+    /// from the configuration file's folder, or from this one.
     #[arg(long, value_name = "TOML", default_value = "")]
     settings: String,
     /// How long all phases together are measured.
@@ -42,7 +42,7 @@ pub(in crate::cli) struct Options {
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let parts = configured(&options.file)?;
-    let settings = config::parse(&Arc::new(PathBuf::from("--settings")), &options.settings)?;
+    let settings = settings(&options.settings)?;
     let measured = run_bench(Subject {
         name: &options.name,
         paths: &parts.plugins.paths,
@@ -53,6 +53,15 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     })?;
     show(options, &measured);
     Ok(())
+}
+
+/// Settings in lines, as in a file, or with commas, as in a step of a chain.
+fn settings(text: &str) -> Result<config::Table, Problems> {
+    let name = Arc::new(PathBuf::from("--settings"));
+    config::parse(&name, text).or_else(|problems| {
+        let step = config::parse(&name, &format!("step = {{ {text} }}")).map_err(|_| problems)?;
+        Ok(step.get("step").and_then(Node::as_table).cloned().unwrap_or_default())
+    })
 }
 
 fn show(options: &Options, measured: &[Measured]) {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::cli::Failure;
+use crate::cli::plugin::PLUGINS;
+use crate::config::did_you_mean;
 use crate::lua::{BUILT_IN, TEMPLATE, is_name};
 use crate::policy::{Phase, Phases};
 
@@ -21,7 +23,7 @@ pub(in crate::cli) struct Options {
     )]
     phases: Vec<Phase>,
     /// The folder of plugins in which it is made.
-    #[arg(long = "in", value_name = "DIR", default_value = "plugins")]
+    #[arg(long = "in", value_name = "DIR", default_value = PLUGINS)]
     folder: PathBuf,
 }
 
@@ -39,7 +41,15 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let folder = options.folder.join(name);
     let failed = |it: std::io::Error| Failure::new(format!("{}: {it}", folder.display()));
     std::fs::create_dir_all(&options.folder).map_err(failed)?;
-    std::fs::create_dir(&folder).map_err(failed)?; // it fails when there is one, so nothing is overwritten
+    match std::fs::create_dir(&folder) {
+        Err(it) if it.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Failure::new(format!(
+                "{} exists, and nothing in it was changed; take another name, or remove it first",
+                folder.display()
+            )));
+        }
+        made => made.map_err(failed)?,
+    }
     let phases: Phases = options.phases.iter().copied().collect();
     for (file, text) in TEMPLATE {
         let path = folder.join(file);
@@ -61,7 +71,8 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
 fn phase(text: &str) -> Result<Phase, String> {
     Phase::find(text).ok_or_else(|| {
         let known: Vec<&str> = Phase::ALL.iter().map(|it| it.name()).collect();
-        format!("there are {}", known.join(", "))
+        let there_are = format!("there are {}", known.join(", "));
+        did_you_mean(text, known.iter().copied(), &there_are).trim_start().to_owned()
     })
 }
 

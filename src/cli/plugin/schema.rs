@@ -3,22 +3,17 @@
 use std::path::PathBuf;
 
 use crate::cli::Failure;
-use crate::cli::plugin::folders;
-use crate::lua::{Bundle, plugin_schema};
+use crate::cli::plugin::{PLUGINS, bundles};
+use crate::lua::plugin_schema;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Options {
-    /// A plugin's folder, or a folder of plugins.
-    #[arg(default_value = "plugins")]
+    /// A plugin's folder, a folder of plugins, or the name of a plugin in `plugins` or a built-in one.
+    #[arg(default_value = PLUGINS)]
     path: PathBuf,
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    let mut bundles = Vec::new();
-    for folder in folders(&options.path)? {
-        let name = folder.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
-        bundles.push(Bundle::read(&name, &folder).map_err(Failure::new)?);
-    }
-    print!("{}", plugin_schema(bundles)?);
+    print!("{}", plugin_schema(bundles(&options.path)?)?);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::Failure;
 use crate::lua;
@@ -18,26 +18,48 @@ pub(in crate::cli) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    for (path, text) in lua::api_types() {
-        write(&options.folder.join(path), &text)?;
-    }
     // The part of the library that is written in Lua is its own stub.
-    for (name, text) in lua::LIBRARY.iter().chain([&lua::SPEC_LIBRARY]) {
-        write(&options.folder.join(format!("{}.lua", name.replace('.', "/"))), text)?;
+    let library = lua::LIBRARY.iter().chain([&lua::SPEC_LIBRARY]);
+    let library = library.map(|(name, text)| (format!("{}.lua", name.replace('.', "/")), (*text).to_owned()));
+    let mut is_fresh = true;
+    for (path, text) in lua::api_types().into_iter().chain(library) {
+        let path = options.folder.join(path);
+        if std::fs::read_to_string(&path).is_ok_and(|it| it == text) {
+            continue;
+        }
+        is_fresh = false;
+        write(&path, &text)?;
+    }
+    if is_fresh {
+        println!("{} is up to date", options.folder.display());
     }
     let settings = options.workspace.join(".luarc.json");
+    let folder = relative(&options.folder, &options.workspace).display().to_string();
     if settings.exists() {
-        println!("{} is there already; it needs `workspace.library` with the folder", settings.display());
+        match has_library(&settings, &folder) {
+            true => println!("{} is set up already", settings.display()),
+            false => println!(
+                "{} is there already and was not changed; it needs `\"workspace.library\": [{folder:?}]`",
+                settings.display()
+            ),
+        }
         return Ok(());
     }
-    let folder = relative(&options.folder, &options.workspace);
     let text = json!({
         "runtime.version": "Lua 5.4",
         "runtime.builtin": { "io": "disable", "debug": "disable" },
-        "workspace.library": [folder.display().to_string()],
+        "workspace.library": [folder],
         "workspace.checkThirdParty": false,
     });
     write(&settings, &format!("{text:#}\n"))
+}
+
+/// Whether an editor's settings have the folder of the stubs.
+fn has_library(settings: &Path, folder: &str) -> bool {
+    let text = std::fs::read_to_string(settings).unwrap_or_default();
+    let json: Value = serde_json::from_str(&text).unwrap_or_default();
+    let listed = |it: &Value| it.as_array().is_some_and(|it| it.iter().any(|it| it == folder));
+    listed(&json["workspace.library"]) || listed(&json["workspace"]["library"])
 }
 
 /// A folder as seen from another one, when it lies in it: settings are then right on every machine.

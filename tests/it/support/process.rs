@@ -1,6 +1,7 @@
 //! The binary itself, as a user starts it: with variables and arguments, ended by signals.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,7 +43,16 @@ fn command(args: &[&str], env: &[(&str, &str)]) -> Command {
 
 /// Runs the binary to its end.
 pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Ended {
-    let output = soon("its end", command(args, env).output()).await.expect("the binary can be started");
+    ended(&mut command(args, env)).await
+}
+
+/// The same in a folder.
+pub async fn run_in(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Ended {
+    ended(command(args, env).current_dir(folder)).await
+}
+
+async fn ended(command: &mut Command) -> Ended {
+    let output = soon("its end", command.output()).await.expect("the binary can be started");
     let text = |bytes| String::from_utf8(bytes).expect("output is text");
     Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
