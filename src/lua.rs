@@ -10,6 +10,7 @@ mod budget;
 mod bundle;
 mod catalogue;
 mod convert;
+mod counted;
 mod fault;
 mod fetch;
 mod inventory;

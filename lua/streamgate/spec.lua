@@ -72,6 +72,14 @@ function M.requests()
   return harness.requests() or {}
 end
 
+--- What the plugin has counted in this test: a number; of a histogram a table with `count` and `sum`. Labels go by their
+--- names. A metric of another plugin of the chain has its full name, `streamgate_plugin_…`.
+--- @param name string
+--- @param labels? table<string, string|number|boolean>
+function M.metric(name, labels)
+  return harness.metric(name, labels)
+end
+
 --- A token with these claims, signed with a key of the spec. Options: `kid`, `algorithm` (`ES256` or `EdDSA`), or `secret`
 --- for HS256.
 function M.jwt(claims, options)

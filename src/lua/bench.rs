@@ -25,7 +25,7 @@ use crate::lua::loader::{Plugin, located, plan};
 use crate::lua::vm::{Instance, Vm};
 use crate::policy::{
     Answer, Decision, Exchange, Failure, Message, Phase, Policy as _, References, ResponseHead, SessionFacts,
-    Side, passed_on,
+    Side, Uncounted, passed_on,
 };
 use crate::store::Store;
 
@@ -158,6 +158,7 @@ impl Runner {
             keys,
             Web::Spec(Rc::new(web)),
             Rc::clone(&logged),
+            Arc::new(Uncounted),
         );
         let vm = Vm::new(MEMORY, CALL, kit).map_err(|it| problem(describe(&it).detail))?;
         let planned = plan(plugin, step, from, PATIENCE)?;

@@ -122,7 +122,8 @@ impl fmt::Debug for Tools {
 }
 
 impl Kit {
-    /// The tools of a spec's VM: its time is set, its web is made up, and what is logged is noted.
+    /// The tools of a spec's VM: its time is set, its web is made up, and what is logged and counted is
+    /// noted.
     pub(crate) fn of_spec(
         budget: Budget,
         at: Rc<Cell<f64>>,
@@ -130,12 +131,13 @@ impl Kit {
         keys: Arc<Keys>,
         web: Web,
         logged: Logged,
+        meters: Arc<dyn Meters>,
     ) -> Rc<Kit> {
         Rc::new(Kit {
             time: Time::Set(at),
             budget,
             store,
-            meters: Arc::new(crate::policy::Uncounted),
+            meters,
             keys,
             flights: Arc::default(),
             rocks: Arc::default(),

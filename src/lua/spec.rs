@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{self, Place, Problem, Problems, Reference};
 use crate::lua::budget::Watchdog;
 use crate::lua::bundle::{Bundle, Finder, SPEC_LIBRARY};
+use crate::lua::counted::{Counted, Reading};
 use crate::lua::fault::describe;
 use crate::lua::fetch::{Reason, Request, Response, Stage};
 use crate::lua::jose::{Algorithm, Signer};
@@ -31,8 +32,8 @@ use crate::lua::loader::{Plugin, assemble, located, plan};
 use crate::lua::vm::{Instance, Vm};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
-    self, Chain, Exchange, Message, Offer, Outcome, Phase, References, ResponseHead, SessionFacts, Setting,
-    Side, Stop, Watch, passed_on,
+    self, Chain, Exchange, Message, Meters, Offer, Outcome, Phase, References, ResponseHead, SessionFacts,
+    Setting, Side, Stop, Watch, passed_on,
 };
 use crate::secret::Secret;
 use crate::store::Store;
@@ -68,6 +69,7 @@ struct World {
     store: RefCell<Arc<Store>>,
     keys: RefCell<Arc<Keys>>,
     logged: Logged,
+    counted: Arc<Counted>,
     files: Rc<RefCell<BTreeMap<PathBuf, config::Table>>>,
     texts: Rc<RefCell<BTreeMap<PathBuf, String>>>,
     /// Who answers HTTP requests, and what they were.
@@ -102,6 +104,7 @@ pub(crate) fn run(bundle: Bundle, with_lines: bool) -> Result<Report, Problems> 
         keys: RefCell::new(Arc::new(Keys::new(clock.clone()))),
         clock,
         logged: Rc::default(),
+        counted: Arc::default(),
         files: Rc::default(),
         texts: Rc::default(),
         web: RefCell::default(),
@@ -286,6 +289,14 @@ fn harness(lua: &Lua, world: &Rc<World>) -> mlua::Result<Table> {
     )?;
 
     let of = Rc::clone(world);
+    add(
+        "metric",
+        lua.create_function(move |lua, (name, labels): (String, Option<Table>)| {
+            of.metric(lua, &name, labels).map_err(mlua::Error::runtime)?
+        })?,
+    )?;
+
+    let of = Rc::clone(world);
     add("requests", lua.create_function(move |_, ()| Ok(of.requests.borrow().clone()))?)?;
 
     let of = Rc::clone(world);
@@ -322,6 +333,7 @@ impl World {
         self.store.replace(Arc::new(Store::in_memory(STORE_SIZE)));
         self.keys.replace(Arc::new(Keys::new(self.clock.clone())));
         self.logged.borrow_mut().clear();
+        self.counted.reset();
         self.web.take();
         self.requests.take();
     }
@@ -346,6 +358,7 @@ impl World {
             Arc::clone(&self.keys.borrow()),
             web,
             Rc::clone(&self.logged),
+            Arc::clone(&self.counted) as Arc<dyn Meters>,
         )
     }
 
@@ -376,6 +389,28 @@ impl World {
         }
         let status = StatusCode::from_u16(status).map_err(mlua::Error::external)?;
         Ok(Ok(Response { status, headers: headers(&answer)?, body }))
+    }
+
+    /// What the plugin under test has counted, or a plugin beside it whose metric has its full name.
+    fn metric(&self, lua: &Lua, name: &str, labels: Option<Table>) -> Result<mlua::Result<Value>, String> {
+        let mut given = Vec::new();
+        for pair in labels.iter().flat_map(Table::pairs::<String, Value>) {
+            let (name, value) = pair.map_err(|_| "spec.metric: labels are a table from names to values")?;
+            given.push((name, value.to_string().map_err(|it| it.to_string())?));
+        }
+        let value = self.counted.value(&self.plugin.bundle.name, name, &given)?;
+        let number = |it: f64| match it as i64 {
+            whole if whole as f64 == it => Value::Integer(whole),
+            _ => Value::Number(it),
+        };
+        Ok(match value {
+            Reading::One(it) => Ok(number(it)),
+            Reading::Spread { count, sum } => lua.create_table().and_then(|table| {
+                table.raw_set("count", number(count))?;
+                table.raw_set("sum", number(sum))?;
+                Ok(Value::Table(table))
+            }),
+        })
     }
 
     fn sign(&self, claims: &Value, options: Option<Table>) -> Result<String, String> {

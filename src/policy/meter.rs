@@ -45,7 +45,7 @@ pub trait Meters: Send + Sync {
     fn declare(&self, spec: &MeterSpec) -> Result<Arc<dyn Meter>, String>;
 }
 
-/// Counts nothing: for checks and specs.
+/// Counts nothing: for checks and measurements.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Uncounted;
 
@@ -69,6 +69,21 @@ impl MeterSpec {
     /// The name under which it is shown.
     pub fn full_name(&self) -> String {
         format!("streamgate_plugin_{}_{}", self.plugin.replace('-', "_"), self.name)
+    }
+
+    /// Whether it can go on with a metric of its name that was declared before.
+    ///
+    /// # Errors
+    /// With a sentence for the plugin's author.
+    pub fn is_that_of_before(&self, before: &MeterSpec) -> Result<(), String> {
+        let is_same =
+            before.kind == self.kind && before.labels == self.labels && before.buckets == self.buckets;
+        is_same.then_some(()).ok_or_else(|| {
+            let name = &self.name;
+            format!(
+                "{name} was declared with another kind, other labels or other buckets; give it another name"
+            )
+        })
     }
 
     /// Whether it can be declared.

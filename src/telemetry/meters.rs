@@ -38,14 +38,7 @@ impl Declared {
         let name = spec.full_name();
         let mut declared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((before, one)) = declared.get(&name) {
-            let is_same =
-                before.kind == spec.kind && before.labels == spec.labels && before.buckets == spec.buckets;
-            if !is_same {
-                return Err(format!(
-                    "{} was declared with another kind, other labels or other buckets; give it another name",
-                    spec.name
-                ));
-            }
+            spec.is_that_of_before(before)?;
             return Ok(Arc::clone(one) as Arc<dyn Meter>);
         }
         let labels: Vec<&str> = spec.labels.iter().map(String::as_str).collect();
@@ -69,9 +62,24 @@ impl Declared {
             Family::Histogram(it) => registry.register(Box::new(it.clone())),
         };
         registered.map_err(|it| it.to_string())?;
+        if labels.is_empty() {
+            family.begin();
+        }
         let one = Arc::new(One { family, known: Mutex::default() });
         declared.insert(name, (spec.clone(), Arc::clone(&one)));
         Ok(one)
+    }
+}
+
+impl Family {
+    /// Has one without labels there from the start, at zero: who looks for a rate needs the value before the first event.
+    fn begin(&self) {
+        let none: [&str; 0] = [];
+        match self {
+            Family::Counter(it) => drop(it.with_label_values(&none)),
+            Family::Gauge(it) => drop(it.with_label_values(&none)),
+            Family::Histogram(it) => drop(it.with_label_values(&none)),
+        }
     }
 }
 

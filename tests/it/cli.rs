@@ -436,6 +436,52 @@ async fn a_test_that_fails_says_why_in_few_lines() {
     }
 }
 
+#[tokio::test]
+async fn a_spec_reads_what_a_plugin_has_counted() {
+    let folder = Folder::new();
+    folder.write("meter/schema.lua", "return { summary = \"Counts.\", phases = { \"on_request\" } }");
+    folder.write(
+        "meter/plugin.lua",
+        "local metrics = require \"streamgate.metrics\"\n\
+         local n = metrics.counter(\"seen_total\", \"Seen.\")\n\
+         local by = metrics.counter(\"by_total\", \"By whom.\", { \"who\", \"how\" })\n\
+         local level = metrics.gauge(\"level\", \"How high.\")\n\
+         local took = metrics.histogram(\"seconds\", \"How long.\")\n\
+         return { on_request = function(request)\n\
+           n:add() by:add(2, \"ada\", \"by foot\") level:set(0.5) took:observe(0.25)\n\
+         end }\n",
+    );
+    folder.write(
+        "meter/spec.lua",
+        "local spec = require \"streamgate.spec\"\n\
+         local function refused(text, ...)\n\
+           local ok, why = pcall(spec.metric, ...)\n\
+           assert(not ok and tostring(why):find(text, 1, true), tostring(why))\n\
+         end\n\
+         return spec.plugin(\"meter\", {}, function(it)\n\
+           it(\"counts\", function(plugin)\n\
+             spec.equal(spec.metric \"seen_total\", 0)\n\
+             plugin:request {}\n\
+             plugin:request {}\n\
+             spec.equal(spec.metric \"seen_total\", 2)\n\
+             spec.equal(spec.metric \"streamgate_plugin_meter_seen_total\", 2)\n\
+             spec.equal(spec.metric(\"by_total\", { who = \"ada\", how = \"by foot\" }), 4)\n\
+             spec.equal(spec.metric(\"by_total\", { who = \"bob\", how = \"by foot\" }), 0)\n\
+             spec.equal(spec.metric \"level\", 0.5)\n\
+             spec.equal(spec.metric \"seconds\", { count = 2, sum = 0.5 })\n\
+           end)\n\
+           it(\"begins anew\", function() spec.equal(spec.metric \"seen_total\", 0) end)\n\
+           it(\"knows its metrics\", function()\n\
+             refused(\"did you mean `seen_total`? Meter has by_total, level, seconds, seen_total\", \"seen_totl\")\n\
+             refused(\"the labels of by_total are: who, how\", \"by_total\", { who = \"ada\" })\n\
+             refused(\"the labels of seen_total are: none\", \"seen_total\", { who = \"ada\" })\n\
+           end)\n\
+         end)\n",
+    );
+    let ended = run(&["plugin", "test", &folder.path().join("meter").display().to_string()], &[]).await;
+    assert!(ended.stdout.ends_with("3 passed, 0 failed\n"), "{}", ended.stdout);
+}
+
 /// A file in the folder where a command is run is not read unless it is named, and that is said.
 #[tokio::test]
 async fn a_file_that_was_not_named_is_mentioned() {

@@ -495,6 +495,7 @@ local metrics = require "streamgate.metrics"
 local seen = metrics.counter("seen_total", "Who was seen.", { "who", "how" })
 local level = metrics.gauge("level", "How high it is.")
 local took = metrics.histogram("seconds", "How long it took.", { "what" }, { 0.5, 1 })
+local rare = metrics.counter("rare_total", "What has not happened yet.")
 local n = 0
 return { on_request = function(request)
   n = n + 1
@@ -517,6 +518,15 @@ end }"#;
         let text = client.answer().await.text();
         text.lines().filter(|it| it.contains("guest_book")).map(str::to_owned).collect::<Vec<_>>()
     };
+    // Without labels there is one value, and it is there from the start.
+    let lines = shown().await;
+    for line in [
+        "# HELP streamgate_plugin_guest_book_rare_total What has not happened yet.",
+        "streamgate_plugin_guest_book_rare_total 0",
+        "streamgate_plugin_guest_book_level 0",
+    ] {
+        assert!(lines.iter().any(|it| it == line), "{line} is missing in {lines:#?}");
+    }
     for round in 1..=2 {
         assert_eq!(gateway.get("/x", &[]).await.status, 200);
         let lines = shown().await;

@@ -1,7 +1,7 @@
 ---@meta streamgate.metrics
 -- Written by `make docs` from src/lua/api; do not edit.
 
----What a plugin counts. Metrics are declared while the plugin is loaded and are shown as `streamgate_plugin_<plugin>_<name>`; each has at most 200 sets of labels, and what comes then counts as `other`.
+---What a plugin counts. Metrics are declared while the plugin is loaded and are shown as `streamgate_plugin_<plugin>_<name>`, where a `-` of the plugin's name is a `_`; one without labels is there from the start, and specs read them with `spec.metric`. Each has at most 200 sets of labels, and what comes then counts as `other`.
 ---@class streamgate.Metrics
 local metrics = {}
 

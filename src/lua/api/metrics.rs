@@ -15,7 +15,7 @@ pub(crate) struct MeterHandle {
 }
 
 module! {
-    "metrics" "What a plugin counts. Metrics are declared while the plugin is loaded and are shown as `streamgate_plugin_<plugin>_<name>`; each has at most 200 sets of labels, and what comes then counts as `other`.";
+    "metrics" "What a plugin counts. Metrics are declared while the plugin is loaded and are shown as `streamgate_plugin_<plugin>_<name>`, where a `-` of the plugin's name is a `_`; one without labels is there from the start, and specs read them with `spec.metric`. Each has at most 200 sets of labels, and what comes then counts as `other`.";
 
     /// A number that only grows; its name ends with `_total`.
     #[example("local refused = metrics.counter(\"refused_total\", \"Requests refused.\", { \"reason\" })")]
