@@ -100,7 +100,8 @@ function request:get(name) end
 
 ---Tells later plugins something about the request. `principal` takes a table with an `id`, its attributes, and
 ---`functions` when it may use only those; `function_id` and `function_version_id` take the function to reach. Other
----names take strings, numbers, booleans and tables of them.
+---names take strings, numbers, booleans and tables of them; they are shared by all plugins of the chain, so begin them with
+---the plugin's name: `app-version`, or `app-version.page` where there are several.
 ---@param name string
 ---@param value any
 function request:set(name, value) end

@@ -53,7 +53,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Read configuration, plugins, token files and certificates again when one of them has changed. SIGHUP does so in any case. A mistake leaves everything as it was."),
 
     setting("listen.address", "address:port", "\"0.0.0.0:49100\"",
-        "Where browsers connect. `PROXY_PORT` sets the port alone.").also(&["PROXY_PORT"]),
+        "Where browsers connect. Port 0 lets the system choose; the log says which. `PROXY_PORT` sets the port alone.").also(&["PROXY_PORT"]),
     setting("listen.origins", "list of origins", "",
         "Who may open a WebSocket, for example `[\"https://app.example\"]`. Absent: any origin, and CORS without credentials."),
     setting("listen.tls.self_signed", "boolean", "false",
@@ -80,7 +80,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Serve the browser page at `/`. `streamgate demo` does."),
 
     setting("admin.address", "address:port", "\"127.0.0.1:9090\"",
-        "Where `/metrics`, `/healthz` and `/readyz` are served."),
+        "Where `/metrics`, `/healthz` and `/readyz` are served. Port 0 lets the system choose; the log says which."),
     setting("admin.token", "secret", "",
         "Bearer token that `/metrics` asks for. Required when `admin.address` is not loopback."),
 

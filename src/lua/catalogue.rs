@@ -15,7 +15,7 @@ pub(crate) fn page() -> String {
          <!-- Written by `make docs` from plugins/*/schema.lua; do not edit. -->\n\n\
          The plugins that ship with the gateway, and their settings.\n\
          A setting stands in the chain of a route, as in `{ plugin = \"bearer-auth\", tokens = \"file:tokens.toml\" }`.\n\
-         Each may also have `id`, a name of its own in the log, and `on_error`: `\"reject\"` or `\"skip\"`.\n",
+         Each may also have `id`, `when`, `on_error`, `timeout` and `dry_run`, which [every step](../../plugins/README.md#what-a-chain-says-about-a-plugin) of a chain may have.\n",
     );
     let watchdog = Watchdog::new();
     for (name, files) in BUILT_IN {

@@ -148,7 +148,8 @@ handle! {
 
     /// Tells later plugins something about the request. `principal` takes a table with an `id`, its attributes, and
     /// `functions` when it may use only those; `function_id` and `function_version_id` take the function to reach. Other
-    /// names take strings, numbers, booleans and tables of them.
+    /// names take strings, numbers, booleans and tables of them; they are shared by all plugins of the chain, so begin them with
+    /// the plugin's name: `app-version`, or `app-version.page` where there are several.
     #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest)]
     #[example("request:set(\"principal\", { id = \"ada\" })")]
     fn set(_lua, live, name: LuaString, value: Value) -> () {

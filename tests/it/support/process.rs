@@ -63,6 +63,13 @@ impl Process {
         Process::spawn(command(args, env))
     }
 
+    /// The same in a folder.
+    pub fn start_in(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Process {
+        let mut command = command(args, env);
+        command.current_dir(folder);
+        Process::spawn(command)
+    }
+
     /// The same, in a process that may open so many files only.
     pub fn start_with_files(n: u32, args: &[&str], env: &[(&str, &str)]) -> Process {
         let script = format!("ulimit -n {n} && exec \"$0\" \"$@\"");
