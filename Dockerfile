@@ -1,8 +1,5 @@
 # The gateway (`run`, the default) and the streaming server of a function (`stream`), in one image.
 FROM rust:1.95-bookworm AS build
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends cmake \
-    && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY src src

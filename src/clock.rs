@@ -165,6 +165,21 @@ impl Timer {
         }
     }
 
+    /// Ready once `until` has passed, for deadlines that come one after the other and are hardly ever reached: to move a
+    /// timer for each of them costs more than one that comes too early now and then.
+    pub fn poll_lazily(&mut self, cx: &mut Context<'_>, clock: &Clock, until: Instant) -> Poll<()> {
+        if self.deadline > until {
+            self.reset(until);
+        }
+        while self.poll(cx).is_ready() {
+            if clock.now() >= until {
+                return Poll::Ready(());
+            }
+            self.reset(until);
+        }
+        Poll::Pending
+    }
+
     /// Ready once the deadline has passed, and from then on until it is moved.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.wait {

@@ -17,6 +17,7 @@ mod relay;
 mod respond;
 mod sealing;
 mod sign_in;
+mod tcp_info;
 pub(crate) mod tls;
 mod tunnel;
 mod upstream;
@@ -260,7 +261,7 @@ impl Shared {
             },
             tls: tls.or(server_tls.map(TlsAcceptor::from)),
             dialer: upstream::Dialer::new(&config.upstream, client_tls, &clock, &totals)?,
-            credentials: admit::Credentials::new(&config.upstream)?,
+            credentials: admit::Credentials::new(&config)?,
             sealer: cookie::Sealer::new(&config.sessions.cookie, &totals.random_key),
             metrics,
             access,

@@ -9,4 +9,4 @@ mod metrics;
 pub(crate) use access_log::{AccessLog, Line};
 pub(crate) use admin::{Admin, Policies, Sessions};
 pub(crate) use log::install as install_log;
-pub(crate) use metrics::{Metrics, Plugins, reference};
+pub(crate) use metrics::{Metrics, Plugins, Requests, reference};

@@ -187,7 +187,6 @@ impl<'a> Reader<'a> {
         let idle_timeout = self.get("listen.idle_timeout");
         let max_connections: Option<u64> = self.get("listen.max_connections");
         let page = self.get("listen.page");
-        // Pingora parses the head again behind our check; these are its own limits.
         self.within("listen.max_head", max_head.map(|it| it.0), 1 << 10, 1 << 20);
         self.within("listen.max_headers", max_headers, 8, 200);
         Some(Listen {

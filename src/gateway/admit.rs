@@ -141,11 +141,6 @@ pub(crate) async fn upstream_headers(
 ) -> Result<(), Stop> {
     exchange.session.id = Some(seat.session.public_name());
     exchange.upstream = passed_on(&exchange.headers);
-    for name in
-        ["sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol", "sec-websocket-extensions"]
-    {
-        exchange.upstream.remove(name);
-    }
     chain.run(Phase::UpstreamRequest, exchange, &worker.watch).await
 }
 
@@ -158,7 +153,10 @@ pub(crate) fn sign(
     ticket: Option<&Ticket>,
 ) -> Result<(), Rejection> {
     let value = |text: &str| HeaderValue::from_str(text).map_err(|it| Rejection::because(Code::Internal, it));
-    let function_id = value(&function.id)?;
+    let function_id = match &shared.credentials.function {
+        usual if usual == &function.id => usual.clone(),
+        _ => value(&function.id)?,
+    };
     headers.insert(HOST, shared.credentials.host.clone());
     headers.insert(AUTHORIZATION, shared.credentials.key.clone());
     headers.insert(FUNCTION_ID, function_id.clone());
@@ -173,29 +171,47 @@ pub(crate) fn sign(
     }
     headers.remove(RECONNECT_WINDOW);
     if resume.mode != ResumeMode::Off {
-        let window = resume.window.as_secs().clamp(1, LONGEST_WINDOW);
-        headers.insert(RECONNECT_WINDOW, HeaderValue::from(window));
+        let window = window(resume);
+        let made = shared.credentials.windows.iter().find(|it| it.0 == window);
+        let value = made.map_or_else(|| HeaderValue::from(window), |it| it.1.clone());
+        headers.insert(RECONNECT_WINDOW, value);
     }
     Ok(())
 }
 
-/// The headers that are the same for all requests.
+/// How long NVCF is asked to hold a session, in seconds.
+fn window(resume: &Resume) -> u64 {
+    resume.window.as_secs().clamp(1, LONGEST_WINDOW)
+}
+
+/// The headers that are the same for all requests, or for many.
 pub(crate) struct Credentials {
     host: HeaderValue,
     key: HeaderValue,
+    /// The function that most requests reach.
+    function: HeaderValue,
+    /// Seconds, as the routes have them, and as text.
+    windows: Vec<(u64, HeaderValue)>,
 }
 
 impl Credentials {
-    pub(crate) fn new(upstream: &config::Upstream) -> Result<Credentials, config::Problem> {
+    pub(crate) fn new(config: &config::Gateway) -> Result<Credentials, config::Problem> {
         let value = |setting: &str, text: &str| {
             HeaderValue::from_str(text).map_err(|_| {
                 let message = "has characters that no header may have";
                 config::Problem::new(config::Place::Nowhere, setting, message)
             })
         };
+        let upstream = &config.upstream;
         let mut key = value("upstream.api_key", &format!("Bearer {}", upstream.api_key.expose()))?;
         key.set_sensitive(true);
-        Ok(Credentials { host: value("upstream.server", &upstream.server.authority())?, key })
+        let function = value("upstream.function_id", &upstream.function_id)?;
+        let host = value("upstream.server", &upstream.server.authority())?;
+        let mut windows: Vec<u64> = config.parts.routes.iter().map(|it| window(&it.resume)).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let windows = windows.into_iter().map(|it| (it, HeaderValue::from(it))).collect();
+        Ok(Credentials { host, key, function, windows })
     }
 }
 

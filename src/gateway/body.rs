@@ -1,10 +1,10 @@
-//! The body of a request, piece by piece (RFC 9112 sections 6 and 7.1).
+//! The body of a message, piece by piece (RFC 9112 sections 6 and 7.1).
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, StatusCode};
 
-/// What of a request's body is still to come.
+/// What of a body is still to come.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// Nothing.
@@ -13,6 +13,8 @@ pub(crate) enum Body {
     Length(u64),
     /// Chunks.
     Chunks(Chunk),
+    /// All that comes until the connection ends; only an answer's.
+    Rest,
 }
 
 /// What comes next of a body in chunks.
@@ -49,6 +51,47 @@ impl Body {
         }
     }
 
+    /// The body of the answer to a request with this method (RFC 9112 section 6.3). An answer whose body could end in two
+    /// places is none.
+    pub(crate) fn of_answer(
+        method: &Method,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Result<Body, Malformed> {
+        if method == Method::HEAD || !may_have_body(status) {
+            return Ok(Body::Done);
+        }
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+        match (codings.next(), lengths.next()) {
+            (None, None) => Ok(Body::Rest),
+            (None, Some(length)) => {
+                let text = length.to_str().unwrap_or_default();
+                let is_number = !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+                match text.parse() {
+                    _ if !is_number || lengths.any(|it| it != length) => {
+                        Err(Malformed("an answer without a clear length"))
+                    }
+                    Ok(0) => Ok(Body::Done),
+                    Ok(n) => Ok(Body::Length(n)),
+                    Err(_) => Err(Malformed("an answer without a clear length")),
+                }
+            }
+            (Some(coding), None)
+                if codings.next().is_none() && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
+            {
+                Ok(Body::Chunks(Chunk::Size))
+            }
+            (Some(_), None) => Err(Malformed("a Transfer-Encoding other than chunked")),
+            (Some(_), Some(_)) => Err(Malformed("both Content-Length and Transfer-Encoding")),
+        }
+    }
+
+    /// Whether the end of the connection is the end of this body.
+    pub(crate) fn ends_with_connection(&self) -> bool {
+        *self == Body::Rest
+    }
+
     /// Whether all of it has come.
     pub(crate) fn is_done(&self) -> bool {
         *self == Body::Done
@@ -59,6 +102,7 @@ impl Body {
         loop {
             match self {
                 Body::Done => return Ok(None),
+                Body::Rest => return Ok((!buf.is_empty()).then(|| buf.split().freeze())),
                 Body::Length(left) => {
                     let piece = take(left, buf);
                     if *left == 0 {
@@ -108,6 +152,11 @@ impl Body {
             }
         }
     }
+}
+
+/// Whether an answer with this status has a body (RFC 9110 section 6.4.1).
+pub(crate) fn may_have_body(status: StatusCode) -> bool {
+    !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
 
 const UNENDED: Malformed = Malformed("a chunk that is longer than it says");
@@ -196,6 +245,41 @@ mod tests {
             assert!(read(Body::Chunks(Chunk::Size), &[broken]).is_err(), "{shown:?}");
             let each: Vec<&[u8]> = broken.chunks(1).collect();
             assert!(read(Body::Chunks(Chunk::Size), &each).is_err(), "{shown:?} byte by byte");
+        }
+    }
+
+    #[test]
+    fn the_body_of_an_answer_ends_in_one_place() {
+        let of = |method: Method, status: u16, lines: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, http::HeaderValue::from_static(value));
+            }
+            Body::of_answer(&method, StatusCode::from_u16(status).expect("a status"), &headers)
+        };
+        let (length, chunked) = (("content-length", "7"), ("transfer-encoding", "Chunked"));
+        assert_eq!(of(Method::GET, 200, &[length]), Ok(Body::Length(7)));
+        assert_eq!(of(Method::GET, 200, &[length, length]), Ok(Body::Length(7)), "the same, said twice");
+        assert_eq!(of(Method::GET, 200, &[("content-length", "0")]), Ok(Body::Done));
+        assert_eq!(of(Method::GET, 200, &[chunked]), Ok(Body::Chunks(Chunk::Size)));
+        assert_eq!(of(Method::GET, 200, &[]), Ok(Body::Rest));
+        for (method, status) in
+            [(Method::HEAD, 200), (Method::GET, 204), (Method::GET, 304), (Method::GET, 103)]
+        {
+            assert_eq!(of(method.clone(), status, &[length]), Ok(Body::Done), "{method} {status}");
+        }
+        for broken in [
+            &[length, ("content-length", "8")][..],
+            &[("content-length", "+7")],
+            &[("content-length", "7, 7")],
+            &[("content-length", "")],
+            &[("content-length", "99999999999999999999")],
+            &[length, chunked],
+            &[chunked, chunked],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("transfer-encoding", "identity")],
+        ] {
+            assert!(of(Method::GET, 200, broken).is_err(), "{broken:?}");
         }
     }
 

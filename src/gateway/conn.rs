@@ -7,22 +7,17 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::protocols::l4::ext::get_tcp_info;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
-    UniqueID,
-};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::clock::Clock;
 use crate::gateway::Totals;
+use crate::gateway::tcp_info;
 use crate::gateway::tunnel::Tunnel;
+use crate::gateway::upstream;
 use crate::session::Sent;
 
 /// A connection.
@@ -124,7 +119,12 @@ impl Conn {
         if let Io::Tunnel(tunnel) = &self.io {
             return tunnel.acknowledged;
         }
-        get_tcp_info(self.id()).map_or(0, |it| it.tcpi_bytes_acked)
+        tcp_info::acknowledged(&self.tcp().stream)
+    }
+
+    /// Is one of a session from now on.
+    pub(crate) fn tune(&self) {
+        upstream::tune(&self.tcp().stream);
     }
 
     /// Belongs to the event loop of this thread from now on.
@@ -164,10 +164,12 @@ impl Conn {
 
     /// Waits until the peer is gone, and keeps what it says meanwhile. One that has said very much is not heard any more.
     pub(crate) async fn gone(&mut self, early: &mut BytesMut) {
+        // On the stack: nearly every browser waits for its answer and says nothing.
+        let mut said = [0; 1024];
         while early.len() < EARLY {
-            early.reserve(1024);
-            if !matches!(self.read_buf(early).await, Ok(n) if n > 0) {
-                return;
+            match self.read(&mut said).await {
+                Ok(n) if n > 0 => early.extend_from_slice(&said[..n]),
+                _ => return,
             }
         }
         std::future::pending().await
@@ -293,42 +295,5 @@ impl AsyncWrite for Conn {
             Io::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
             Io::Tunnel(tunnel) => Pin::new(&mut tunnel.stream).poll_shutdown(cx),
         }
-    }
-}
-
-// What Pingora asks of a connection that it serves HTTP on.
-
-#[async_trait]
-impl Shutdown for Conn {
-    async fn shutdown(&mut self) {
-        drop(AsyncWriteExt::shutdown(self).await); // the connection ends either way
-    }
-}
-
-impl UniqueID for Conn {
-    fn id(&self) -> i32 {
-        std::os::fd::AsRawFd::as_raw_fd(&self.tcp().stream)
-    }
-}
-
-impl Ssl for Conn {}
-
-impl Peek for Conn {}
-
-impl GetTimingDigest for Conn {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Conn {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-}
-
-impl GetSocketDigest for Conn {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
     }
 }

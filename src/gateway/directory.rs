@@ -301,9 +301,11 @@ impl Found {
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |it: u8| char::from(DIGITS[usize::from(it)]);
-        let text: String = self.0.iter().flat_map(|it| [digit(it >> 4), digit(it & 15)]).collect();
-        f.pad(&text)
+        let mut text = [0; 32];
+        for (place, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            place.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+        f.pad(std::str::from_utf8(&text).expect("digits"))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -39,6 +39,8 @@ pub(crate) struct Manner {
 #[derive(Debug)]
 pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
+    /// Minor version of HTTP/1.
+    pub(crate) minor: u8,
     pub(crate) headers: HeaderMap,
 }
 
@@ -65,8 +67,11 @@ pub(crate) enum HeadError {
 /// Longest request target: room for a token or two in the query.
 const LONGEST_TARGET: usize = 16 << 10;
 
-/// Header lines for which there is room on the stack: as many as are allowed by default.
-const USUAL_LINES: usize = 100;
+/// Header lines for which there is room on the stack: as many as are allowed by default, and in an answer.
+const USUAL_LINES: usize = 128;
+
+/// Headers that are added to those of a message without another allocation.
+const FURTHER_HEADERS: usize = 8;
 
 /// Bytes read at a time. Most heads fit.
 const CHUNK: usize = 4 << 10;
@@ -146,13 +151,7 @@ async fn read_more<R: AsyncRead + Unpin>(conn: &mut R, buf: &mut BytesMut) -> Re
 fn parse_request(buf: &mut BytesMut, limits: Limits) -> Result<Option<RequestHead>, Rejection> {
     let mut few = [MaybeUninit::uninit(); USUAL_LINES];
     let mut many = Vec::new();
-    let lines = match few.get_mut(..limits.headers) {
-        Some(few) => few,
-        None => {
-            many.resize(limits.headers, MaybeUninit::uninit());
-            &mut many[..]
-        }
-    };
+    let lines = room(&mut few, &mut many, limits.headers);
     let mut request = httparse::Request::new(&mut []);
     let len = match request.parse_with_uninit_headers(buf, lines) {
         Ok(httparse::Status::Complete(len)) if len <= limits.head => len,
@@ -165,28 +164,30 @@ fn parse_request(buf: &mut BytesMut, limits: Limits) -> Result<Option<RequestHea
     };
     let method = Method::from_bytes(request.method.unwrap_or_default().as_bytes())
         .map_err(|it| Rejection::because(Code::Malformed, it))?;
-    let target = request.path.unwrap_or_default().to_owned();
+    let target = request.path.unwrap_or_default();
     let minor = request.version.unwrap_or_default();
-    let spans = spans(buf, request.headers);
-    let head = buf.split_to(len).freeze();
-    let mut headers = header_map(&head, &spans)?;
+    let mut headers = header_map(&buf[..len], request.headers, 0)?;
     if method == Method::CONNECT {
         return Err(Code::MethodNotAllowed.into());
     }
     if target.len() > LONGEST_TARGET {
         return Err(Code::UriTooLong.into());
     }
-    let (path, query) = split_target(&target, &method, &mut headers)?;
+    let (path, query) = split_target(target, &method, &mut headers)?;
+    buf.advance(len);
     check_host(&headers, minor)?;
     check_framing(&headers, minor)?;
     Ok(Some(RequestHead { method, path, query, minor, headers }))
 }
 
 fn parse_response(buf: &mut BytesMut, limits: Limits) -> Result<Option<ResponseHead>, Rejection> {
-    let mut lines = vec![httparse::EMPTY_HEADER; limits.headers];
-    let mut response = httparse::Response::new(&mut lines);
+    let mut few = [MaybeUninit::uninit(); USUAL_LINES];
+    let mut many = Vec::new();
+    let lines = room(&mut few, &mut many, limits.headers);
+    let mut response = httparse::Response::new(&mut []);
     let garbage = |what: String| Rejection::because(Code::UpstreamGarbage, what);
-    let len = match response.parse(buf) {
+    let parser = httparse::ParserConfig::default();
+    let len = match parser.parse_response_with_uninit_headers(&mut response, buf, lines) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) if buf.len() >= limits.head => {
             return Err(garbage(format!("a response head of more than {} bytes", limits.head)));
@@ -196,10 +197,26 @@ fn parse_response(buf: &mut BytesMut, limits: Limits) -> Result<Option<ResponseH
     };
     let status =
         StatusCode::from_u16(response.code.unwrap_or_default()).map_err(|it| garbage(it.to_string()))?;
-    let spans = spans(buf, response.headers);
-    let head = buf.split_to(len).freeze();
-    let headers = header_map(&head, &spans).map_err(|it| garbage(it.cause().into_owned()))?;
-    Ok(Some(ResponseHead { status, headers }))
+    let minor = response.version.unwrap_or_default();
+    let headers = header_map(&buf[..len], response.headers, FURTHER_HEADERS)
+        .map_err(|it| garbage(it.cause().into_owned()))?;
+    buf.advance(len);
+    Ok(Some(ResponseHead { status, minor, headers }))
+}
+
+/// Room for so many header lines: on the stack, unless they are more than usual.
+fn room<'a, 'h>(
+    few: &'a mut [MaybeUninit<httparse::Header<'h>>],
+    many: &'a mut Vec<MaybeUninit<httparse::Header<'h>>>,
+    n_lines: usize,
+) -> &'a mut [MaybeUninit<httparse::Header<'h>>] {
+    match few.get_mut(..n_lines) {
+        Some(few) => few,
+        None => {
+            many.resize(n_lines, MaybeUninit::uninit());
+            many
+        }
+    }
 }
 
 fn too_large(buf: &[u8]) -> Rejection {
@@ -208,26 +225,24 @@ fn too_large(buf: &[u8]) -> Rejection {
     Rejection::because(code, format!("{} bytes without an end", buf.len()))
 }
 
-/// Where the names and values of header lines stand in `buf`.
-fn spans(buf: &[u8], lines: &[httparse::Header<'_>]) -> Vec<[usize; 4]> {
-    let base = buf.as_ptr() as usize;
-    let span = |it: &[u8]| (it.as_ptr() as usize - base, it.as_ptr() as usize - base + it.len());
-    lines
-        .iter()
-        .map(|line| {
-            let ((a, b), (c, d)) = (span(line.name.as_bytes()), span(line.value));
-            [a, b, c, d]
-        })
-        .collect()
-}
-
-fn header_map(head: &Bytes, spans: &[[usize; 4]]) -> Result<HeaderMap, Rejection> {
-    let mut headers = HeaderMap::with_capacity(spans.len());
-    for [a, b, c, d] in spans {
+/// The header lines of a head, with room for more. Their values share one copy of the head, so that the buffer that it came
+/// in can be used again.
+fn header_map(head: &[u8], lines: &[httparse::Header<'_>], n_more: usize) -> Result<HeaderMap, Rejection> {
+    let copy = Bytes::copy_from_slice(head);
+    let base = head.as_ptr() as usize;
+    let mut headers = HeaderMap::with_capacity(lines.len() + n_more);
+    for httparse::Header { name, value } in lines {
         let name =
-            HeaderName::from_bytes(&head[*a..*b]).map_err(|it| Rejection::because(Code::Malformed, it))?;
-        let value = HeaderValue::from_maybe_shared(if c == d { Bytes::new() } else { head.slice(*c..*d) })
-            .map_err(|it| Rejection::because(Code::Malformed, it))?;
+            HeaderName::from_bytes(name.as_bytes()).map_err(|it| Rejection::because(Code::Malformed, it))?;
+        let value = match value.len() {
+            0 => Bytes::new(),
+            n => {
+                let at = value.as_ptr() as usize - base;
+                copy.slice(at..at + n)
+            }
+        };
+        let value =
+            HeaderValue::from_maybe_shared(value).map_err(|it| Rejection::because(Code::Malformed, it))?;
         headers.append(name, value);
     }
     Ok(headers)
@@ -320,6 +335,16 @@ impl RequestHead {
             has_body: headers.contains_key(TRANSFER_ENCODING)
                 || headers.get(CONTENT_LENGTH).is_some_and(|it| it != "0"),
             keeps_alive: if self.minor == 0 { says("keep-alive") } else { !says("close") },
+        }
+    }
+}
+
+impl ResponseHead {
+    /// Whether the connection may serve another request after this answer (RFC 9112 section 9.3).
+    pub(crate) fn keeps_alive(&self) -> bool {
+        match self.minor {
+            0 => has_token(&self.headers, &CONNECTION, "keep-alive"),
+            _ => !has_token(&self.headers, &CONNECTION, "close"),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Plain HTTP: policies are asked, the request goes upstream, and the answer comes back.
 //!
-//! All of it is one task. The upstream's side of the protocol is Pingora's HTTP/1 session. Pingora's proxy is not used:
-//! its two tasks and two channels for each request took as much CPU as all the rest (`ARCHITECTURE.md`).
+//! All of it is one task, which reads and writes both connections itself. Pingora did it before, first its proxy and then
+//! its session; what that cost is in `ARCHITECTURE.md`.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,18 +11,17 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::v1::client::HttpSession;
-use pingora::{Error, ErrorType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::clock::Timer;
 use crate::config;
 use crate::gateway::admit::{self, Seat};
-use crate::gateway::body::Body;
+use crate::gateway::body::{Body, may_have_body};
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, Manner};
 use crate::gateway::pool::Pool;
 use crate::gateway::respond;
+use crate::gateway::upstream::{self, DialError};
 use crate::gateway::worker::{Worker, close_politely};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Function, Phase, ResponseHead, Stop, passed_back};
@@ -44,19 +44,26 @@ pub(crate) async fn serve(
     mut exchange: Exchange,
     route: RouteChain,
     own: &Pool,
+    timer: &mut Timer,
     started: Instant,
 ) -> Option<(Conn, BytesMut)> {
     let body = Body::of(&exchange.headers);
+    let framing = match body {
+        Body::Chunks(_) => Framing::Chunks,
+        _ => Framing::Length,
+    };
     let mut forward = Forward {
         worker,
         route: &route,
         exchange: &mut exchange,
         manner,
         own,
+        timer,
         conn,
         rest,
         is_passed_on: body.is_done(),
         body,
+        framing,
         n_received: 0,
         n_sent: 0,
         is_answered: false,
@@ -65,7 +72,7 @@ pub(crate) async fn serve(
     let Forward { mut conn, rest, body, n_received, n_sent, is_answered, .. } = forward;
     let stop = match served {
         Err(Failure::Stopped(stop)) => stop,
-        Err(Failure::Upstream(error)) => Stop::Reject(respond::rescue(&error)),
+        Err(Failure::Upstream(error)) => Stop::Reject(respond::rescue_dial(&error)),
         Ok(_) | Err(Failure::BrowserGone) => {
             if served.is_err() && !is_answered {
                 tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
@@ -99,10 +106,14 @@ struct Forward<'a> {
     exchange: &'a mut Exchange,
     manner: Manner,
     own: &'a Pool,
+    /// The one of the browser's connection.
+    timer: &'a mut Timer,
     conn: Conn,
     /// What the browser has sent beyond what was looked at.
     rest: BytesMut,
     body: Body,
+    /// How the body goes upstream: as it came.
+    framing: Framing,
     /// All of the body went upstream.
     is_passed_on: bool,
     /// Bytes of bodies.
@@ -120,12 +131,29 @@ struct Prepared {
     seat: Seat,
 }
 
+/// A connection that the request went over.
+struct Upstream {
+    conn: Conn,
+    /// What it has said beyond what was looked at.
+    buf: BytesMut,
+}
+
+/// An answer whose head was read.
+struct Answer {
+    upstream: Upstream,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Body,
+    /// Another request may follow.
+    keeps_alive: bool,
+}
+
 /// Why a request was not served to its end.
 enum Failure {
     /// The browser is told, if it still can be.
     Stopped(Stop),
     /// The upstream failed.
-    Upstream(Box<Error>),
+    Upstream(DialError),
     /// Nobody is there to be told.
     BrowserGone,
 }
@@ -160,8 +188,8 @@ impl Forward<'_> {
         self.answer(upstream, &prepared).await
     }
 
-    /// Sends the request; gives the connection once the head of the answer has come.
-    async fn ask(&mut self, prepared: &Prepared) -> Result<HttpSession, Failure> {
+    /// Sends the request; gives the answer once its head has come.
+    async fn ask(&mut self, prepared: &Prepared) -> Result<Answer, Failure> {
         let shared = &self.worker.shared;
         loop {
             let used = self.pool().and_then(|it| it.take(shared.clock.now()));
@@ -169,20 +197,14 @@ impl Forward<'_> {
             let conn = match used {
                 Some(conn) => conn,
                 None => tokio::select! {
-                    conn = shared.dialer.dial() => {
-                        conn.map_err(|error| Stop::Reject(respond::rescue_dial(&error)))?
-                    }
+                    conn = shared.dialer.dial() => conn?,
                     () = self.conn.gone(&mut self.rest) => return Err(Failure::BrowserGone),
                 },
             };
-            let mut upstream = HttpSession::new(Box::new(conn));
-            upstream.read_timeout = Some(shared.config.upstream.handshake_timeout);
-            upstream.write_timeout = Some(BODY_TIMEOUT);
-            match self.send(&mut upstream, prepared).await {
-                Ok(()) => return Ok(upstream),
+            match self.send(Upstream { conn, buf: BytesMut::new() }, prepared).await {
                 // A server may close a connection at the moment in which it is used again; then it has not read the request.
-                Err(Failure::Upstream(error)) if was_used && self.may_repeat(&error) => {}
-                Err(failure) => return Err(failure),
+                Err(Failure::Upstream(DialError::Closed(_))) if was_used && self.may_repeat() => {}
+                sent => return sent,
             }
         }
     }
@@ -196,106 +218,114 @@ impl Forward<'_> {
         }
     }
 
-    fn may_repeat(&self, error: &Error) -> bool {
-        let is_closed = matches!(
-            error.etype(),
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
-        );
-        is_closed && self.n_received == 0 && self.exchange.method.is_idempotent()
+    fn may_repeat(&self) -> bool {
+        self.n_received == 0 && self.exchange.method.is_idempotent()
     }
 
     /// Sends head and body until the head of the final answer has come.
-    async fn send(&mut self, upstream: &mut HttpSession, prepared: &Prepared) -> Result<(), Failure> {
-        upstream.write_request_header(prepared.head(&self.exchange.method)?).await?;
+    async fn send(&mut self, mut upstream: Upstream, prepared: &Prepared) -> Result<Answer, Failure> {
+        let mut out = head::write_request(&self.exchange.method, &prepared.target, 1, &prepared.headers);
+        // What has come of the body already goes along.
+        while out.len() < PIECE && !self.is_passed_on {
+            match self.look()? {
+                Some(said) => self.put(&mut out, &said),
+                None => break,
+            }
+        }
+        let worker = self.worker;
+        let (clock, patience) = (&worker.shared.clock, worker.shared.config.upstream.handshake_timeout);
+        let mut written = self.write_upstream(&mut upstream, &out).await;
         loop {
-            tokio::select! {
+            let until = clock.now() + patience;
+            let head = tokio::select! {
                 biased;
-                read = upstream.read_response() => {
-                    read?;
-                    match upstream.get_status() {
-                        Some(StatusCode::SWITCHING_PROTOCOLS) => {
-                            let what = "answered 101 to a request that is no handshake";
-                            return Err(Stop::Reject(Rejection::because(Code::UpstreamGarbage, what)).into());
-                        }
-                        Some(status) if status.is_informational() => self.inform(upstream, status).await?,
-                        _ => return Ok(()),
+                head = upstream::read_head(&mut upstream.conn, &mut upstream.buf) => head,
+                said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on, worker),
+                    if written.is_ok() =>
+                {
+                    out.clear();
+                    self.put(&mut out, &said?);
+                    written = self.write_upstream(&mut upstream, &out).await;
+                    continue;
+                }
+                () = poll_fn(|cx| self.timer.poll_lazily(cx, clock, until)) => Err(DialError::Timeout),
+            };
+            // Whoever does not want the body may say so, and read no more of it.
+            let head = match head {
+                Ok(head) => head,
+                Err(error) => return Err(written.err().unwrap_or(error).into()),
+            };
+            match head.status {
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    let what = "answered 101 to a request that is no handshake";
+                    return Err(DialError::Garbage(what.into()).into());
+                }
+                status if status.is_informational() => {
+                    if self.manner.minor > 0 {
+                        self.write(&mut head::write_response(status, &passed_back(head.headers))).await?;
                     }
                 }
-                said = self.hear() => {
-                    if let Err(failure) = self.pass_on(upstream, said?).await {
-                        // Whoever does not want the body may say so, and read no more of it.
-                        upstream.read_response().await.map_err(|_| failure)?;
-                        return Ok(());
-                    }
-                }
+                _ => return Ok(upstream.answers(head, &self.exchange.method)?),
             }
         }
     }
 
-    /// What the browser says next. Once all of the body has come, that is nothing, until it is gone.
-    async fn hear(&mut self) -> Result<Said, Failure> {
-        let malformed = |it| Stop::Reject(Rejection::because(Code::Malformed, it));
-        loop {
-            if let Some(piece) = self.body.next(&mut self.rest).map_err(malformed)? {
-                return Ok(Said::Piece(piece));
-            }
-            if self.body.is_done() {
-                if !self.is_passed_on {
-                    return Ok(Said::End);
-                }
-                self.conn.gone(&mut self.rest).await;
-                return Err(Failure::BrowserGone);
-            }
-            self.rest.reserve(PIECE);
-            let read = self.conn.read_buf(&mut self.rest);
-            match self.worker.shared.clock.timeout(BODY_TIMEOUT, read).await {
-                Some(Ok(n)) if n > 0 => {}
-                Some(_) => return Err(Failure::BrowserGone),
-                None => return Err(Stop::Reject(Code::HeadTimeout.into()).into()),
-            }
-        }
+    /// What the browser has said already.
+    fn look(&mut self) -> Result<Option<Said>, Stop> {
+        look(&mut self.rest, &mut self.body, self.is_passed_on)
     }
 
-    async fn pass_on(&mut self, upstream: &mut HttpSession, said: Said) -> Result<(), Failure> {
+    /// What the browser says goes into what goes upstream.
+    fn put(&mut self, out: &mut BytesMut, said: &Said) {
         match said {
             Said::Piece(piece) => {
                 self.n_received += piece.len() as u64;
-                upstream.write_body(&piece).await?;
+                self.framing.put(out, piece);
             }
             Said::End => {
                 self.is_passed_on = true;
-                upstream.finish_body().await?;
+                self.framing.end(out);
             }
         }
-        Ok(())
     }
 
-    /// An informational answer, before the one proper.
-    async fn inform(&mut self, upstream: &HttpSession, status: StatusCode) -> Result<(), Failure> {
-        let Some(response) = upstream.resp_header().filter(|_| self.manner.minor > 0) else { return Ok(()) };
-        self.write(&mut head::write_response(status, &passed_back(&response.headers))).await
+    async fn write_upstream(&self, upstream: &mut Upstream, bytes: &[u8]) -> Result<(), DialError> {
+        let written = async {
+            upstream.conn.write_all(bytes).await?;
+            upstream.conn.flush().await
+        };
+        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, written).await;
+        written.ok_or(DialError::Timeout)?.map_err(DialError::Closed)
     }
 
     /// Passes the answer back. True when another request may follow.
-    async fn answer(&mut self, mut upstream: HttpSession, prepared: &Prepared) -> Result<bool, Failure> {
-        let (mut out, framing, keeps_alive) = self.begin(&upstream, prepared)?;
+    async fn answer(&mut self, mut answer: Answer, prepared: &Prepared) -> Result<bool, Failure> {
+        let (mut out, framing, keeps_alive) = self.begin(&mut answer, prepared)?;
         self.is_answered = true;
-        while !upstream.is_body_done() {
-            let piece = match upstream.read_body_bytes().now_or_never() {
-                Some(piece) => piece,
+        let worker = self.worker;
+        let (clock, patience) = (&worker.shared.clock, worker.shared.config.upstream.handshake_timeout);
+        loop {
+            let piece = match answer.next().now_or_never() {
+                Some(piece) => piece?,
                 None => {
                     self.write(&mut out).await?; // what is there already does not wait for what is not
+                    let until = clock.now() + patience;
                     tokio::select! {
                         biased;
-                        piece = upstream.read_body_bytes() => piece,
-                        said = self.hear() => {
-                            self.pass_on(&mut upstream, said?).await?;
+                        piece = answer.next() => piece?,
+                        said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on, worker) => {
+                            let mut bytes = BytesMut::new();
+                            self.put(&mut bytes, &said?);
+                            self.write_upstream(&mut answer.upstream, &bytes).await?;
                             continue;
+                        }
+                        () = poll_fn(|cx| self.timer.poll_lazily(cx, clock, until)) => {
+                            return Err(DialError::Timeout.into());
                         }
                     }
                 }
             };
-            let Some(piece) = piece? else { break };
+            let Some(piece) = piece else { break };
             self.n_sent += piece.len() as u64;
             framing.put(&mut out, &piece);
             if out.len() >= PIECE {
@@ -303,16 +333,12 @@ impl Forward<'_> {
             }
         }
         framing.end(&mut out);
-        let worker = self.worker;
-        let (clock, is_whole) = (&worker.shared.clock, self.is_passed_on);
-        if is_whole && self.pool().is_some() {
-            upstream.respect_keepalive();
-            if let Some(stream) = upstream.reuse().await
-                && let Ok(conn) = stream.into_any().downcast::<Conn>()
-                && let Some(pool) = self.pool()
-            {
-                pool.put(*conn, clock.now());
-            }
+        let is_whole = self.is_passed_on;
+        if is_whole
+            && let Some(pool) = self.pool()
+            && let Some(conn) = answer.reuse()
+        {
+            pool.put(conn, clock.now());
         }
         if keeps_alive && is_whole {
             self.write(&mut out).await?;
@@ -325,25 +351,23 @@ impl Forward<'_> {
     /// The head of the answer, as the policies want it; how its end is told, and whether the connection goes on after it.
     fn begin(
         &mut self,
-        upstream: &HttpSession,
+        answer: &mut Answer,
         prepared: &Prepared,
     ) -> Result<(BytesMut, Framing, bool), Failure> {
         let (shared, Prepared { function, seat, .. }) = (&self.worker.shared, prepared);
-        let response = upstream.resp_header().expect("it was waited for");
-        let status = response.status;
+        let status = answer.status;
         if status == StatusCode::UNAUTHORIZED {
             // The key is the gateway's, so a browser that is told to log in could do nothing about it.
             let rejection = Rejection::because(Code::UpstreamKey, "the upstream answered 401");
             return Err(Stop::Reject(rejection).into());
         }
-        let mut headers = passed_back(&response.headers);
+        let mut headers = passed_back(std::mem::take(&mut answer.headers));
         let length = headers.remove(CONTENT_LENGTH);
         admit::keep_session(shared, &self.route.resume, self.exchange, function, seat, &mut headers);
         self.exchange.response = ResponseHead { status, headers };
         self.route.chain.run_now(Phase::ResponseHeaders, self.exchange, &self.worker.watch)?;
 
-        let has_none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let framing = if has_none || self.exchange.method == Method::HEAD || length.is_some() {
+        let framing = if !may_have_body(status) || self.exchange.method == Method::HEAD || length.is_some() {
             Framing::Length
         } else if self.manner.minor > 0 {
             Framing::Chunks
@@ -407,15 +431,76 @@ impl Framing {
     }
 }
 
-impl Prepared {
-    fn head(&self, method: &Method) -> Result<Box<RequestHeader>, Failure> {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
-        parts.method = method.clone();
-        parts.headers = self.headers.clone();
-        let mut head = RequestHeader::from(parts);
-        let set = head.set_raw_path(self.target.as_bytes());
-        set.map_err(|it| Stop::Reject(Rejection::because(Code::Malformed, it)))?;
-        Ok(Box::new(head))
+impl Upstream {
+    /// The head of the answer was read.
+    fn answers(self, head: head::ResponseHead, method: &Method) -> Result<Answer, DialError> {
+        let body = Body::of_answer(method, head.status, &head.headers)
+            .map_err(|it| DialError::Garbage(it.to_string()))?;
+        let keeps_alive = head.keeps_alive();
+        Ok(Answer { upstream: self, status: head.status, headers: head.headers, body, keeps_alive })
+    }
+}
+
+impl Answer {
+    /// The next piece of the body; `None` after the last. Nothing is lost when the future is dropped.
+    async fn next(&mut self) -> Result<Option<Bytes>, DialError> {
+        let Upstream { conn, buf } = &mut self.upstream;
+        loop {
+            if let Some(piece) = self.body.next(buf).map_err(|it| DialError::Garbage(it.to_string()))? {
+                return Ok(Some(piece));
+            }
+            if self.body.is_done() {
+                return Ok(None);
+            }
+            buf.reserve(PIECE);
+            match conn.read_buf(buf).await {
+                Ok(0) if self.body.ends_with_connection() => {
+                    self.body = Body::Done;
+                    self.keeps_alive = false;
+                }
+                Ok(0) => return Err(DialError::Closed(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(DialError::Closed(error)),
+            }
+        }
+    }
+
+    /// The connection, if another request may use it: the answer has ended, and nothing came after it.
+    fn reuse(self) -> Option<Conn> {
+        let may = self.keeps_alive && self.body.is_done() && self.upstream.buf.is_empty();
+        may.then_some(self.upstream.conn)
+    }
+}
+
+/// What the browser has said already. Once all of the body has come, that is nothing more.
+fn look(rest: &mut BytesMut, body: &mut Body, is_passed_on: bool) -> Result<Option<Said>, Stop> {
+    let malformed = |it| Stop::Reject(Rejection::because(Code::Malformed, it));
+    let piece = body.next(rest).map_err(malformed)?;
+    Ok(piece.map(Said::Piece).or_else(|| (body.is_done() && !is_passed_on).then_some(Said::End)))
+}
+
+/// What the browser says next. Once all of the body has come, that is nothing, until it is gone.
+async fn hear(
+    conn: &mut Conn,
+    rest: &mut BytesMut,
+    body: &mut Body,
+    is_passed_on: bool,
+    worker: &Worker,
+) -> Result<Said, Failure> {
+    loop {
+        if let Some(said) = look(rest, body, is_passed_on)? {
+            return Ok(said);
+        }
+        if body.is_done() {
+            conn.gone(rest).await;
+            return Err(Failure::BrowserGone);
+        }
+        rest.reserve(PIECE);
+        match worker.shared.clock.timeout(BODY_TIMEOUT, conn.read_buf(rest)).await {
+            Some(Ok(n)) if n > 0 => {}
+            Some(_) => return Err(Failure::BrowserGone),
+            None => return Err(Stop::Reject(Code::HeadTimeout.into()).into()),
+        }
     }
 }
 
@@ -425,8 +510,8 @@ impl From<Stop> for Failure {
     }
 }
 
-impl From<Box<Error>> for Failure {
-    fn from(error: Box<Error>) -> Self {
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
         Failure::Upstream(error)
     }
 }

@@ -124,7 +124,7 @@ pub(crate) fn start(
     record: Box<Record>,
     is_resumed: bool,
 ) {
-    let guard = slot.relay_begins();
+    let guard = slot.begins();
     let mut relay = Relay::new(Rc::clone(slot), resume, browser, upstream, record);
     match is_resumed {
         true => relay.tell(Phase::SessionResume, "reconnect"),
@@ -712,7 +712,7 @@ impl Relay {
         let worker = self.slot.worker();
         let Some(chain) = worker.chain(&self.record.route).filter(|it| it.has(phase)) else { return };
         let Some(mut exchange) = self.exchange(cause) else { return };
-        let (entry, guard) = (Arc::clone(&self.entry), self.slot.relay_begins());
+        let (entry, guard) = (Arc::clone(&self.entry), self.slot.begins());
         let Some(turn) = self.turn.clone() else { return };
         tokio::task::spawn_local(async move {
             let turn = match phase {

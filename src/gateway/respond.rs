@@ -3,7 +3,6 @@
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use pingora::{Error, ErrorType};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -151,20 +150,6 @@ pub(crate) fn rescue_dial(error: &DialError) -> Rejection {
             429 | 503 => Code::UpstreamLimit,
             _ => Code::UpstreamRefused,
         },
-    };
-    Rejection::because(code, error.to_string())
-}
-
-/// What an error of Pingora's session with the upstream means for the browser.
-pub(crate) fn rescue(error: &Error) -> Rejection {
-    use ErrorType::{
-        ConnectionClosed, H1Error, InvalidHTTPHeader, ReadError, ReadTimedout, WriteError, WriteTimedout,
-    };
-    let code = match error.etype() {
-        ReadTimedout | WriteTimedout => Code::UpstreamTimeout,
-        ConnectionClosed | ReadError | WriteError => Code::UpstreamClosed,
-        InvalidHTTPHeader | H1Error => Code::UpstreamGarbage,
-        _ => Code::UpstreamRefused,
     };
     Rejection::because(code, error.to_string())
 }

@@ -2,13 +2,11 @@
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom, SystemRandom};
 
 /// Seals with AES-256-GCM and a random nonce, for one purpose.
 #[derive(Clone)]
 pub(crate) struct Sealing {
     key: LessSafeKey,
-    random: SystemRandom,
 }
 
 /// The fields of a message, in turn; `None` where it ends too early.
@@ -18,7 +16,7 @@ impl Sealing {
     /// With a key that is used as it is.
     pub(crate) fn new(key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the algorithm's length");
-        Sealing { key: LessSafeKey::new(key), random: SystemRandom::new() }
+        Sealing { key: LessSafeKey::new(key) }
     }
 
     /// With a key made of a secret. The purpose is part of it, so that one secret serves several.
@@ -29,8 +27,7 @@ impl Sealing {
 
     /// Seals a message for a context, without which it cannot be opened.
     pub(crate) fn seal(&self, context: &[u8], mut message: Vec<u8>) -> Vec<u8> {
-        let mut nonce = [0; NONCE_LEN];
-        self.random.fill(&mut nonce).expect("the system has randomness");
+        let nonce: [u8; NONCE_LEN] = rand::random(); // of a generator that is fit for keys, without a system call for each
         self.key
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context), &mut message)
             .expect("a message is shorter than the algorithm's limit");

@@ -150,7 +150,7 @@ impl Dialer {
         for address in addresses {
             match TcpStream::connect(address).await {
                 Ok(tcp) => {
-                    tune(&tcp);
+                    told(SockRef::from(&tcp).set_tcp_nodelay(true));
                     self.totals.metrics.upstream("connect", self.clock.now() - started);
                     let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
                     let started = self.clock.now();
@@ -228,6 +228,7 @@ impl Dialer {
             _ => return Err(DialError::Garbage("answered with more than one subprotocol".into())),
         };
         let Answered { conn, headers, rest, .. } = answer;
+        conn.tune();
         Ok(Upgraded { conn, early: rest.freeze(), headers, subprotocol })
     }
 }
@@ -251,16 +252,21 @@ impl Answered {
 async fn read_answer(conn: &mut Conn) -> Result<(head::ResponseHead, BytesMut), DialError> {
     let mut buf = BytesMut::new();
     for _ in 0..8 {
-        let answer = head::read_response(conn, &mut buf, LIMITS).await.map_err(|error| match error {
-            HeadError::Closed => DialError::Closed(std::io::ErrorKind::UnexpectedEof.into()),
-            HeadError::Broken(error) => DialError::Closed(error),
-            HeadError::Refused(rejection) => DialError::Garbage(rejection.cause().into_owned()),
-        })?;
+        let answer = read_head(conn, &mut buf).await?;
         if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((answer, buf));
         }
     }
     Err(DialError::Garbage("answered again and again that the answer will come".into()))
+}
+
+/// The head of an answer; `buf` has what came before and after it. Nothing is lost when the future is dropped.
+pub(crate) async fn read_head(conn: &mut Conn, buf: &mut BytesMut) -> Result<head::ResponseHead, DialError> {
+    head::read_response(conn, buf, LIMITS).await.map_err(|error| match error {
+        HeadError::Closed => DialError::Closed(std::io::ErrorKind::UnexpectedEof.into()),
+        HeadError::Broken(error) => DialError::Closed(error),
+        HeadError::Refused(rejection) => DialError::Garbage(rejection.cause().into_owned()),
+    })
 }
 
 async fn read_body(conn: &mut Conn, rest: &mut BytesMut) -> std::io::Result<()> {
@@ -297,7 +303,11 @@ pub(crate) fn tune(tcp: &impl AsFd) {
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     let socket = SockRef::from(tcp);
-    if let Err(error) = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
+    told(socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)));
+}
+
+fn told(result: std::io::Result<()>) {
+    if let Err(error) = result {
         tracing::debug!(%error, "A connection could not be tuned.");
     }
 }

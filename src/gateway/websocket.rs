@@ -154,7 +154,7 @@ pub(crate) async fn serve(
             shared.metrics.session_setup("policy", policy - started);
             shared.metrics.session_setup("upstream", dialled - policy);
             shared.metrics.session_setup("total", now - started);
-            shared.metrics.request(&exchange.route, 101);
+            worker.requests.count(&exchange.route, 101);
             if admitted.ticket.is_some() {
                 shared.metrics.resume("reconnect", if resumed { "resumed" } else { "gone" });
                 shared.metrics.resume_took("reconnect", now - started);

@@ -7,7 +7,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -28,14 +27,14 @@ use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, webso
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
-use crate::telemetry::{Line, Plugins};
+use crate::telemetry::{Line, Plugins, Requests};
 
 /// What a worker has over all generations of the configuration.
 pub(crate) struct Slot {
     current: RefCell<Rc<Worker>>,
-    /// Relays at work, and who waits for the last one.
-    n_relays: Cell<usize>,
-    relay_ended: Notify,
+    /// Connections and relays at work, and who waits for the last one.
+    n_at_work: Cell<usize>,
+    one_ended: Notify,
 }
 
 /// What a worker's connections have in common under one configuration.
@@ -43,6 +42,7 @@ pub(crate) struct Worker {
     pub(crate) idx: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) watch: Plugins,
+    pub(crate) requests: Requests,
     /// Connections upstream that all browsers share, where the configuration says so.
     pub(crate) pool: Pool,
     routes: RefCell<Rc<Routes>>,
@@ -54,8 +54,8 @@ pub(crate) struct Worker {
 /// A task that does not outlive this.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
-/// A relay that is counted as long as this lives.
-pub(crate) struct RelayGuard(Rc<Slot>);
+/// A connection or a relay, which the worker waits for as long as this lives.
+pub(crate) struct AtWork(Rc<Slot>);
 
 /// A pause after an accept that failed for want of files or memory: retrying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -93,11 +93,10 @@ pub(crate) fn run(
         let worker = Worker::new(idx, first).expect("the program was instantiated once when it was checked");
         let slot = Rc::new(Slot {
             current: RefCell::new(Rc::new(worker)),
-            n_relays: Cell::new(0),
-            relay_ended: Notify::new(),
+            n_at_work: Cell::new(0),
+            one_ended: Notify::new(),
         });
         let listener = TcpListener::from_std(listener).expect("the socket does not block");
-        let mut connections = tokio::task::JoinSet::new();
         let clock = slot.worker().shared.clock.clone();
         let mut draining = slot.worker().draining.clone();
         let mut measured = clock.timer(clock.now());
@@ -106,7 +105,7 @@ pub(crate) fn run(
                 biased;
                 _ = draining.wait_for(|it| *it) => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, client)) => slot.accept(&mut connections, tcp, client),
+                    Ok((tcp, client)) => slot.accept(tcp, client),
                     Err(error) => {
                         tracing::error!(%error, "A connection could not be accepted.");
                         clock.sleep(ACCEPT_PAUSE).await;
@@ -125,14 +124,12 @@ pub(crate) fn run(
                         Err(error) => tracing::error!(%error, "A worker could not take over a configuration."),
                     }
                 }
-                Some(_) = connections.join_next(), if !connections.is_empty() => {}
             }
         }
         drop(listener);
         let all_ended = async {
-            while connections.join_next().await.is_some() {}
-            while slot.n_relays.get() > 0 {
-                slot.relay_ended.notified().await;
+            while slot.n_at_work.get() > 0 {
+                slot.one_ended.notified().await;
             }
         };
         let patience = slot.worker().shared.config.sessions.drain_timeout + LAST_WORDS;
@@ -148,16 +145,18 @@ impl Slot {
         Rc::clone(&self.current.borrow())
     }
 
-    /// Counts a relay, so that the worker waits for its end.
-    pub(crate) fn relay_begins(self: &Rc<Self>) -> RelayGuard {
-        self.n_relays.set(self.n_relays.get() + 1);
-        RelayGuard(Rc::clone(self))
+    /// Counts one more, so that the worker waits for its end.
+    ///
+    /// A set of tasks would do that too, but wakes the worker for each that ends, by a system call.
+    pub(crate) fn begins(self: &Rc<Self>) -> AtWork {
+        self.n_at_work.set(self.n_at_work.get() + 1);
+        AtWork(Rc::clone(self))
     }
 
     /// Carries a browser to its session in another replica, until either ends. A gateway that is about to end waits for it
     /// as for a session of its own.
     pub(crate) fn carry(self: &Rc<Self>, worker: &Worker, carrier: Carrier) {
-        let guard = self.relay_begins();
+        let guard = self.begins();
         let (shared, draining) = (Arc::clone(&worker.shared), worker.draining.clone());
         shared.metrics.carried(1);
         tokio::task::spawn_local(async move {
@@ -172,12 +171,7 @@ impl Slot {
         });
     }
 
-    fn accept(
-        self: &Rc<Self>,
-        connections: &mut tokio::task::JoinSet<()>,
-        tcp: TcpStream,
-        client: SocketAddr,
-    ) {
+    fn accept(self: &Rc<Self>, tcp: TcpStream, client: SocketAddr) {
         let shared = &self.current.borrow().shared;
         let totals = &shared.totals;
         if !one_more(&totals.n_connections, shared.config.listen.max_connections) {
@@ -194,7 +188,11 @@ impl Slot {
             Counts::Refusal
         };
         let counted = Counted::new(totals, counts);
-        connections.spawn_local(Box::pin(Rc::clone(self).serve(tcp, client, counted)));
+        let (slot, guard) = (Rc::clone(self), self.begins());
+        tokio::task::spawn_local(async move {
+            Box::pin(slot.serve(tcp, client, counted)).await;
+            drop(guard);
+        });
     }
 
     /// Serves a browser's connection, request by request.
@@ -278,7 +276,7 @@ impl Slot {
                     continue;
                 }
             };
-            exchange.route = route.path.to_string();
+            exchange.route = (*route.path).to_owned();
             if is_websocket {
                 return websocket::serve(&self, &worker, conn, buf, manner, exchange, route).await;
             }
@@ -307,6 +305,7 @@ impl Slot {
                 exchange,
                 route,
                 &own,
+                &mut timer,
                 started,
             )
             .await
@@ -324,6 +323,7 @@ impl Worker {
         Ok(Worker {
             idx,
             watch: Plugins::new(&shared.metrics, &shared.clock),
+            requests: Requests::new(&shared.metrics),
             pool: Pool::new(MOST_POOLED),
             beside: RefCell::new(begin_beside(&routes, idx)),
             routes: RefCell::new(Rc::new(routes)),
@@ -387,19 +387,9 @@ impl Worker {
         let mut first = [0; 1024];
         let clock = &self.shared.clock;
         let until = clock.now() + patience;
-        let late = poll_fn(|cx| {
-            // A timer that is moved for each request costs more than one that comes too early now and then.
-            while timer.poll(cx).is_ready() {
-                if clock.now() >= until {
-                    return Poll::Ready(());
-                }
-                timer.reset(until);
-            }
-            Poll::Pending
-        });
+        let late = poll_fn(|cx| timer.poll_lazily(cx, clock, until));
         tokio::select! {
             biased;
-            () = self.drained(draining, spare) => false,
             read = conn.read(&mut first) => match read {
                 Ok(n) if n > 0 => {
                     buf.extend_from_slice(&first[..n]);
@@ -407,6 +397,7 @@ impl Worker {
                 }
                 _ => false,
             },
+            () = self.drained(draining, spare) => false,
             () = late => false,
         }
     }
@@ -468,7 +459,7 @@ impl Worker {
         self.log_phase(chain, exchange, Phase::Log);
         let status = exchange.response.status;
         let route = if exchange.route.is_empty() { "-" } else { &exchange.route };
-        shared.metrics.request(route, status.as_u16());
+        self.requests.count(route, status.as_u16());
         shared.access.write(&Line {
             kind: "request",
             at: shared.clock.wall(),
@@ -511,10 +502,10 @@ impl Drop for AbortOnDrop {
     }
 }
 
-impl Drop for RelayGuard {
+impl Drop for AtWork {
     fn drop(&mut self) {
-        self.0.n_relays.set(self.0.n_relays.get() - 1);
-        self.0.relay_ended.notify_one();
+        self.0.n_at_work.set(self.0.n_at_work.get() - 1);
+        self.0.one_ended.notify_one();
     }
 }
 

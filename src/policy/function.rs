@@ -1,6 +1,7 @@
 //! Which function a request reaches, within what its principal may use.
 
-use http::HeaderMap;
+use http::header::{CONNECTION, GetAll};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::policy::Exchange;
 use crate::rejection::Code;
@@ -69,42 +70,48 @@ fn asked(exchange: &Exchange) -> Result<Option<&str>, Code> {
     }
 }
 
-/// The headers of a request that stay when it goes upstream: neither hop-by-hop ones (RFC 9110 section 7.6.1) nor
-/// those that are the gateway's to say.
+/// The headers of a request that stay when it goes upstream: neither hop-by-hop ones (RFC 9110 section 7.6.1), nor those
+/// of a handshake, nor those that are the gateway's to say.
 pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    end_to_end(headers, |name| name != "host" && !super::is_reserved(name))
-}
-
-/// The headers of an answer that stay when it goes to the browser.
-pub(crate) fn passed_back(headers: &HeaderMap) -> HeaderMap {
-    end_to_end(headers, |_| true)
-}
-
-fn end_to_end(headers: &HeaderMap, stays: impl Fn(&str) -> bool) -> HeaderMap {
-    let nominated = headers.get_all(http::header::CONNECTION);
-    let is_nominated = |name: &str| {
-        let mut tokens = nominated.iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
-        tokens.any(|it| it.trim().eq_ignore_ascii_case(name))
-    };
     let mut kept = HeaderMap::with_capacity(headers.len() + 8);
+    let nominated = headers.get_all(CONNECTION);
     for (name, value) in headers {
-        let hop_by_hop = matches!(
-            name.as_str(),
-            "connection"
-                | "keep-alive"
-                | "proxy-authenticate"
-                | "proxy-connection"
-                | "te"
-                | "trailer"
-                | "transfer-encoding"
-                | "upgrade"
-                | "http2-settings"
-        );
-        if !hop_by_hop && stays(name.as_str()) && !is_nominated(name.as_str()) {
+        let text = name.as_str();
+        let ours = text == "host" || text.starts_with("sec-websocket-") || super::is_reserved(text);
+        if !ours && !is_hop_by_hop(text, &nominated) {
             kept.append(name.clone(), value.clone());
         }
     }
     kept
+}
+
+/// The headers of an answer that stay when it goes to the browser.
+pub(crate) fn passed_back(mut headers: HeaderMap) -> HeaderMap {
+    let nominated = headers.get_all(CONNECTION);
+    let gone = headers.keys().filter(|it| is_hop_by_hop(it.as_str(), &nominated));
+    for name in gone.cloned().collect::<Vec<HeaderName>>() {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Whether a header is for this connection alone, by the standard or because `Connection` names it.
+fn is_hop_by_hop(name: &str, nominated: &GetAll<'_, HeaderValue>) -> bool {
+    let is_named = |line: &HeaderValue| {
+        line.to_str().is_ok_and(|it| it.split(',').any(|it| it.trim().eq_ignore_ascii_case(name)))
+    };
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    ) || nominated.iter().any(is_named)
 }
 
 /// The headers of an upstream's 101 that stay when it is answered to the browser: the handshake is ours to answer.
@@ -124,7 +131,6 @@ pub(crate) fn passed_on_response(headers: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use http::header::SEC_WEBSOCKET_PROTOCOL;
 
     use super::*;

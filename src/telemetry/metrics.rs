@@ -1,7 +1,6 @@
 //! The metrics. Their names are a promise; every label has few values, and a session's id is never one.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -379,10 +378,6 @@ impl Metrics {
         self.relay_frames[from as usize][1].inc_by(control_frames);
     }
 
-    pub(crate) fn request(&self, route: &str, status: u16) {
-        self.requests.with_label_values(&[route, status.to_string().as_str()]).inc();
-    }
-
     pub(crate) fn rejection(&self, code: &str) {
         self.rejections.with_label_values(&[code]).inc();
     }
@@ -550,8 +545,18 @@ pub(crate) struct Plugins {
     metrics: Metrics,
     clock: Clock,
     /// Looking a child up by its labels costs more than many a plugin call, so each worker keeps its own.
-    known: RefCell<HashMap<String, [Option<PluginMeters>; Phase::ALL.len()]>>,
+    known: RefCell<Vec<(String, [Option<PluginMeters>; Phase::ALL.len()])>>,
 }
+
+/// Counts the requests of one worker.
+pub(crate) struct Requests {
+    metrics: Metrics,
+    /// As for [`Plugins`].
+    known: RefCell<Vec<(Box<str>, u16, IntCounter)>>,
+}
+
+/// Most children that a worker keeps of the requests: an upstream may think of many a status.
+const MOST_KNOWN: usize = 64;
 
 struct PluginMeters {
     seconds: Histogram,
@@ -561,6 +566,25 @@ struct PluginMeters {
 impl Plugins {
     pub(crate) fn new(metrics: &Metrics, clock: &Clock) -> Self {
         Plugins { metrics: metrics.clone(), clock: clock.clone(), known: RefCell::default() }
+    }
+}
+
+impl Requests {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Requests { metrics: metrics.clone(), known: RefCell::default() }
+    }
+
+    /// Counts one that was answered.
+    pub(crate) fn count(&self, route: &str, status: u16) {
+        let mut known = self.known.borrow_mut();
+        if let Some((.., counter)) = known.iter().find(|it| it.1 == status && *it.0 == *route) {
+            return counter.inc();
+        }
+        let counter = self.metrics.requests.with_label_values(&[route, status.to_string().as_str()]);
+        counter.inc();
+        if known.len() < MOST_KNOWN {
+            known.push((route.into(), status, counter));
+        }
     }
 }
 
@@ -578,11 +602,11 @@ impl Watch for Plugins {
     fn after(&self, plugin: &str, phase: Phase, started: Instant, outcome: Outcome<'_>) {
         let took = (self.clock.now() - started).as_secs_f64();
         let mut known = self.known.borrow_mut();
-        if !known.contains_key(plugin) {
-            known.insert(plugin.to_owned(), Default::default());
-        }
-        let meters = known.get_mut(plugin).expect("it was just inserted");
-        let meters = meters[phase as usize].get_or_insert_with(|| PluginMeters {
+        let idx = known.iter().position(|(name, _)| name == plugin).unwrap_or_else(|| {
+            known.push((plugin.to_owned(), Default::default()));
+            known.len() - 1
+        });
+        let meters = known[idx].1[phase as usize].get_or_insert_with(|| PluginMeters {
             seconds: self.metrics.plugin_seconds.with_label_values(&[plugin, phase.name()]),
             continued: self.metrics.plugin_decisions.with_label_values(&[
                 plugin,
