@@ -18,6 +18,7 @@
 //!
 //! `ARCHITECTURE.md` has the way through the modules.
 
+pub mod allocations;
 pub mod app;
 pub(crate) mod bench;
 pub mod cli;

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use streamgate::allocations::Counting;
 use streamgate::cli::Cli;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counting<mimalloc::MiMalloc> = Counting(mimalloc::MiMalloc);
 
 fn main() -> ExitCode {
     match Cli::parse().run() {

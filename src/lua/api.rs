@@ -15,6 +15,7 @@ mod log;
 mod message;
 mod metrics;
 pub(crate) mod modules;
+mod name;
 mod oidc;
 mod password;
 mod queue;
@@ -43,6 +44,7 @@ use crate::rejection::Declared;
 pub(crate) use cache::Flights;
 pub(crate) use message::MessageHandle;
 pub(crate) use modules::Author;
+pub(crate) use name::{Name, Names};
 pub(crate) use request::RequestHandle;
 pub(crate) use response::ResponseHandle;
 pub(crate) use session::SessionHandle;
@@ -127,6 +129,8 @@ lua_types! {
     bool => "boolean",
     i64 => "integer",
     LuaString => "string",
+    Name => "string",
+    mlua::BString => "string",
     Option<LuaString> => "string?",
     f64 => "number",
     mlua::Variadic<Value> => "...",

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 
+use crate::allocations;
 use crate::clock::Clock;
 use crate::config::{self, Place, Problem, Problems};
 use crate::lua::budget::Watchdog;
@@ -53,6 +54,8 @@ pub(crate) struct Measured {
     pub(crate) empty: Duration,
     /// What a call allocates in the VM.
     pub(crate) bytes: usize,
+    /// How often a call allocates, in the VM or outside of it.
+    pub(crate) allocations: u64,
     /// How many calls ended in which way, the most frequent way first.
     pub(crate) outcomes: Vec<(String, usize)>,
 }
@@ -125,9 +128,9 @@ pub(crate) fn run(subject: Subject<'_>) -> Result<Vec<Measured>, Problems> {
     for phase in phases {
         approach(phase, &mut exchange);
         let (empty, ..) = empty.measure(phase, &exchange, share).map_err(|it| failed(phase, it))?;
-        let (call, bytes, outcomes) =
+        let (call, (bytes, allocations), outcomes) =
             runner.measure(phase, &exchange, share).map_err(|it| failed(phase, it))?;
-        measured.push(Measured { phase, call, empty, bytes, outcomes });
+        measured.push(Measured { phase, call, empty, bytes, allocations, outcomes });
         // What it has set is there in the phases that follow.
         drop(runner.batch(phase, std::slice::from_mut(&mut exchange)));
     }
@@ -167,14 +170,14 @@ impl Runner {
         Ok(Runner { vm, instance, logged, runtime: Rc::clone(runtime) })
     }
 
-    /// CPU time and allocated bytes of a call, and how the calls ended.
-    #[allow(clippy::type_complexity)] // three figures of one measurement
+    /// CPU time of a call, bytes and number of its allocations, and how the calls ended.
+    #[allow(clippy::type_complexity)] // the figures of one measurement
     fn measure(
         &self,
         phase: Phase,
         exchange: &Exchange,
         share: Duration,
-    ) -> Result<(Duration, usize, Vec<(String, usize)>), Failure> {
+    ) -> Result<(Duration, (usize, u64), Vec<(String, usize)>), Failure> {
         let clock = Clock::system();
         let until = clock.now() + share;
         let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
@@ -204,13 +207,13 @@ impl Runner {
         let mut requests = vec![exchange.clone(); COUNTED_CALLS];
         self.vm.lua.gc_stop();
         let before = self.vm.memory();
-        let counted = self.batch(phase, &mut requests);
+        let (counted, allocations) = allocations::count(|| self.batch(phase, &mut requests));
         let bytes = self.vm.memory().saturating_sub(before) / COUNTED_CALLS;
         self.vm.lua.gc_restart();
         counted?;
         let mut outcomes: Vec<(String, usize)> = outcomes.into_iter().collect();
         outcomes.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-        Ok((call, bytes, outcomes))
+        Ok((call, (bytes, allocations / COUNTED_CALLS as u64), outcomes))
     }
 
     /// Asks the plugin about each request.

@@ -190,14 +190,26 @@ pub(crate) fn principal(lua: &Lua, principal: &Principal) -> mlua::Result<Table>
 
 /// A plugin's table as a principal.
 pub(crate) fn to_principal(value: &Value) -> Result<Principal, String> {
-    let Json::Object(mut attributes) = to_json(value)? else {
-        return Err("expected a table with an `id`".into());
-    };
-    let Some(Json::String(id)) = attributes.remove("id") else {
-        return Err("expected a table whose `id` is a string".into());
-    };
+    let Value::Table(table) = value else { return Err("expected a table with an `id`".into()) };
+    let (mut id, mut functions, mut attributes) = (None, None, serde_json::Map::new());
+    for pair in table.clone().pairs::<Value, Value>() {
+        let (key, value) = pair.map_err(|it| it.to_string())?;
+        let Value::String(key) = key else { return Err("expected a table with an `id`".into()) };
+        if attributes.len() == MOST {
+            return Err(format!("a table with more than {MOST} entries"));
+        }
+        let key = key.to_str().map_err(|_| "a key that is not UTF-8")?;
+        let value = to_json_within(&value, DEEPEST - 1, MOST)?;
+        match (&*key, value) {
+            ("id", Json::String(it)) => id = Some(it),
+            ("id", _) => break,
+            ("functions", it) => functions = Some(it),
+            (key, it) => drop(attributes.insert(key.to_owned(), it)),
+        }
+    }
+    let id = id.ok_or("expected a table whose `id` is a string")?;
     Principal::check_id(&id)?;
-    let functions = match attributes.remove("functions") {
+    let functions = match functions {
         None => None,
         Some(Json::Object(it)) if it.is_empty() => Some(Vec::new()), // an empty list looks like this in Lua
         Some(Json::Array(items)) => {

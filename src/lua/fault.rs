@@ -169,7 +169,7 @@ fn expected(of: &str) -> String {
     match of {
         "f64" | "f32" => "a number".into(),
         "i64" | "u64" | "i32" | "u32" | "u16" | "usize" => "a whole number".into(),
-        "LuaString" | "String" | "string" => "a string".into(),
+        "LuaString" | "BString" | "String" | "string" => "a string".into(),
         other => format!("a {}", other.to_ascii_lowercase()),
     }
 }

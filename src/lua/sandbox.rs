@@ -11,7 +11,7 @@ use mlua::state::{GcIncParams, GcMode};
 use mlua::{Function, Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
 use crate::config::did_you_mean;
-use crate::lua::api::{Author, misuse, modules};
+use crate::lua::api::{Author, Names, misuse, modules};
 use crate::lua::budget::{self, Budget};
 use crate::lua::bundle::{Bundle, LIBRARY};
 use crate::lua::rocks::{Found, Rocks};
@@ -34,6 +34,7 @@ pub(super) fn vm(memory: usize, budget: &Budget) -> mlua::Result<(Lua, Table)> {
         StdLib::STRING | StdLib::TABLE | StdLib::MATH | StdLib::UTF8 | StdLib::COROUTINE | StdLib::OS;
     let lua = Lua::new_with(libraries, LuaOptions::default().thread_pool_size(COROUTINES))?;
     lua.set_memory_limit(memory)?;
+    lua.set_app_data(Names::default());
     lua.gc_set_mode(GcMode::Incremental(GcIncParams::default().pause(PAUSE).step_multiplier(400)));
     let globals = lua.globals();
     let [begin, enter, leave] = budget::functions(&lua)?;

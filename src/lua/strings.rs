@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use mlua::{IntoLuaMulti as _, Lua, LuaString, MultiValue, Table, Value};
+use mlua::{IntoLuaMulti as _, Lua, LuaString, MultiValue, Table, Value, Variadic};
 
 use crate::lua::budget::{self, Budget};
 use crate::lua::pattern::{self, Capture, Match, Matches, PatternError};
@@ -43,12 +43,17 @@ pub(super) fn patterns(lua: &Lua, budget: &Budget) -> mlua::Result<Table> {
         "match",
         lua.create_function(move |lua, (s, p, init): (LuaString, LuaString, Option<i64>)| {
             let (s, p) = (s.as_bytes(), p.as_bytes());
-            let Some(init) = offset(init, s.len()) else { return Value::Nil.into_lua_multi(lua) };
+            let Some(init) = offset(init, s.len()) else { return Ok((Value::Nil, Variadic::new())) };
             let is_spent = || clock.is_spent();
             let mut steps = pattern::Budget::new(&is_spent);
             match pattern::find(&s, &p, init, &mut steps).map_err(|it| error(it, "match"))? {
-                Some(found) => captures(lua, &s, &found, found.n_values(), "match"),
-                None => Value::Nil.into_lua_multi(lua),
+                // Nearly all patterns have one capture or none: no list is made for it.
+                Some(found) => {
+                    let first = capture(lua, &s, &found, 0, "match")?;
+                    let others = (1..found.n_values()).map(|it| capture(lua, &s, &found, it, "match"));
+                    Ok((first, others.collect::<mlua::Result<Variadic<_>>>()?))
+                }
+                None => Ok((Value::Nil, Variadic::new())),
             }
         })?,
     )?;

@@ -683,11 +683,12 @@ async fn what_a_plugin_costs_is_measured_for_each_phase() {
             let line = told.stdout.lines().find(|it| it.starts_with(&format!("{phase} ")));
             let line = line.unwrap_or_else(|| panic!("no {phase} in {}", told.stdout));
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let [call, empty, bytes] = [1, 2, 3].map(|it| fields[it].parse::<u64>().expect("a number"));
-            (call, empty, bytes, fields[4..].join(" "))
+            let [call, empty, bytes, allocations] =
+                [1, 2, 3, 4].map(|it| fields[it].parse::<u64>().expect("a number"));
+            (call, empty, bytes, allocations, fields[5..].join(" "))
         };
-        let (call, empty, bytes, ends) = figures("authenticate");
-        assert!(call > empty && empty > 0 && bytes > 0, "{}", told.stdout);
+        let (call, empty, bytes, allocations, ends) = figures("authenticate");
+        assert!(call > empty && empty > 0 && bytes > 0 && allocations > 0, "{}", told.stdout);
         assert_eq!(ends, ending);
         assert!(figures("session_tick").0 > 0);
         assert!(!told.stdout.contains(TOKEN), "a token is printed");
@@ -722,6 +723,54 @@ async fn what_a_plugin_costs_is_measured_for_each_phase() {
     }
     let none = run(&["plugin", "bench", "no-such"], &[]).await;
     assert!(none.code == Some(2) && none.stderr.contains("no such plugin"), "{none:?}");
+}
+
+#[tokio::test]
+async fn the_name_of_a_header_is_not_allocated() {
+    let folder = Folder::new();
+    folder.write(
+        "mine/asks/schema.lua",
+        "return { summary = \"Asks.\", phases = { \"upstream_request\", \"response_headers\" } }",
+    );
+    let asks = folder.path().join("mine/asks").display().to_string();
+    let mut allocations = Vec::new();
+    for lines in [
+        ["", ""],
+        [
+            "request:header \"x-not-there\" upstream:header \"X-Nor-This\" upstream:remove_header \"x-third\"",
+            "",
+        ],
+        ["", "response:header \"x-not-there\" response:remove_header \"x-nor-this\""],
+        ["upstream:set_header(\"x-a\", \"1\")", ""],
+        [
+            "upstream:set_header(\"x-a\", \"1\") upstream:set_header(\"X-A\", \"2\") upstream:set_header(\"x-a\", \"3\")",
+            "",
+        ],
+    ] {
+        let [upstream, response] = lines;
+        folder.write(
+            "mine/asks/plugin.lua",
+            &format!(
+                "return {{\n\
+                   upstream_request = function(request, upstream) {upstream} end,\n\
+                   response_headers = function(request, response) {response} end,\n\
+                 }}"
+            ),
+        );
+        let told = run(&["plugin", "bench", &asks, "--seconds", "1"], &[]).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        let of = |phase: &str| {
+            let line = told.stdout.lines().find(|it| it.starts_with(phase)).expect("it is measured");
+            line.split_whitespace().nth(4).expect("a figure").parse::<u64>().expect("a number")
+        };
+        allocations.push([of("upstream_request"), of("response_headers")]);
+    }
+    let [nothing, upstream, response, once, thrice] = allocations[..] else {
+        unreachable!("there were five")
+    };
+    assert_eq!(upstream, nothing, "names of the request's headers");
+    assert_eq!(response, nothing, "names of the response's headers");
+    assert_eq!(thrice, [once[0] + 2, once[1]], "two more values");
 }
 
 #[tokio::test]

@@ -110,10 +110,10 @@ fn request(
     }
     let mut headers = HeaderMap::new();
     if let Some(table) = options.raw_get::<Option<Table>>("headers")? {
-        for pair in table.pairs::<LuaString, LuaString>() {
+        for pair in table.pairs::<super::Name, mlua::BString>() {
             let (name, value) =
                 pair.map_err(|_| wrong("headers are a table from names to strings".into()))?;
-            let (name, value) = super::upstream::header(function, &name, &value)?;
+            let (name, value) = super::upstream::header(function, name, value)?;
             super::upstream::add(&mut headers, name, value)?;
         }
     }

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use http::StatusCode;
-use mlua::{LuaString, Table, Value};
+use mlua::{BString, LuaString, Table, Value};
 
-use crate::lua::api::{Choice, Live, Slot, handle, misuse};
+use crate::lua::api::{Choice, Live, Name, Slot, handle, misuse};
 use crate::lua::convert;
 use crate::policy::{Decision, LocalResponse};
 use crate::rejection::{Code, Rejection};
@@ -64,17 +64,17 @@ handle! {
     /// The first header of that name that the browser sent. Names are compared without case.
     #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | Log)]
     #[example("local agent = request:header \"user-agent\"")]
-    fn header(lua, live, name: LuaString) -> Option<LuaString> {
-        let name = name.to_str()?;
-        live.exchange.headers.get(&*name).map(|it| lua.create_string(it.as_bytes())).transpose()
+    fn header(lua, live, name: Name) -> Option<LuaString> {
+        let value = name.get().and_then(|it| live.exchange.headers.get(it));
+        value.map(|it| lua.create_string(it.as_bytes())).transpose()
     }
 
     /// All headers of that name that the browser sent, in their order.
     #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | ResponseHeaders | Log)]
     #[example("local lines = request:headers \"x-forwarded-for\"")]
-    fn headers(lua, live, name: LuaString) -> Table {
-        let name = name.to_str()?;
-        let values = live.exchange.headers.get_all(&*name).iter().map(|it| lua.create_string(it.as_bytes()));
+    fn headers(lua, live, name: Name) -> Table {
+        let values = name.get().into_iter().flat_map(|it| live.exchange.headers.get_all(it));
+        let values = values.map(|it| lua.create_string(it.as_bytes()));
         lua.create_sequence_from(values.collect::<mlua::Result<Vec<_>>>()?)
     }
 
@@ -222,15 +222,15 @@ fn header_map(function: &str, table: Option<Table>) -> mlua::Result<http::Header
     let mut headers = http::HeaderMap::new();
     let Some(table) = table else { return Ok(headers) };
     let wrong = || misuse(format!("{function}: headers are a table from names to strings, or lists of them"));
-    for pair in table.pairs::<LuaString, Value>() {
+    for pair in table.pairs::<Name, Value>() {
         let (name, value) = pair.map_err(|_| wrong())?;
         let values = match value {
-            Value::Table(values) => values.sequence_values::<LuaString>().collect::<mlua::Result<Vec<_>>>(),
-            Value::String(value) => Ok(vec![value]),
+            Value::Table(values) => values.sequence_values::<BString>().collect::<mlua::Result<Vec<_>>>(),
+            Value::String(value) => Ok(vec![BString::from(&*value.as_bytes())]),
             _ => return Err(wrong()),
         };
         for value in values.map_err(|_| wrong())? {
-            let (name, value) = super::upstream::header(function, &name, &value)?;
+            let (name, value) = super::upstream::header(function, name.clone(), value)?;
             super::upstream::add(&mut headers, name, value)?;
         }
     }

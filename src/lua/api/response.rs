@@ -1,9 +1,9 @@
 //! `response`: the response on its way to the browser.
 
 use http::{HeaderName, HeaderValue};
-use mlua::LuaString;
+use mlua::{BString, LuaString};
 
-use crate::lua::api::{Slot, handle, misuse};
+use crate::lua::api::{Name, Slot, handle, misuse};
 
 /// The response on its way to the browser.
 pub(crate) struct ResponseHandle(pub(crate) Slot);
@@ -28,9 +28,9 @@ handle! {
     /// The first header of that name.
     #[phases(ResponseHeaders | Log)]
     #[example("local kind = response:header \"content-type\"")]
-    fn header(lua, live, name: LuaString) -> Option<LuaString> {
-        let name = name.to_str()?;
-        live.exchange.response.headers.get(&*name).map(|it| lua.create_string(it.as_bytes())).transpose()
+    fn header(lua, live, name: Name) -> Option<LuaString> {
+        let value = name.get().and_then(|it| live.exchange.response.headers.get(it));
+        value.map(|it| lua.create_string(it.as_bytes())).transpose()
     }
 
     /// The names of all headers, in lower case and sorted.
@@ -45,8 +45,8 @@ handle! {
     /// Sets a header, in place of all of that name.
     #[phases(ResponseHeaders)]
     #[example("response:set_header(\"access-control-allow-origin\", \"*\")")]
-    fn set_header(_lua, live, name: LuaString, value: LuaString) -> () {
-        let (name, value) = writable("response:set_header", &name, &value)?;
+    fn set_header(_lua, live, name: Name, value: BString) -> () {
+        let (name, value) = writable("response:set_header", name, value)?;
         live.exchange.response.headers.insert(name, value);
         Ok(())
     }
@@ -54,25 +54,25 @@ handle! {
     /// Adds a header beside those of that name.
     #[phases(ResponseHeaders)]
     #[example("response:add_header(\"vary\", \"Origin\")")]
-    fn add_header(_lua, live, name: LuaString, value: LuaString) -> () {
-        let (name, value) = writable("response:add_header", &name, &value)?;
+    fn add_header(_lua, live, name: Name, value: BString) -> () {
+        let (name, value) = writable("response:add_header", name, value)?;
         super::upstream::add(&mut live.exchange.response.headers, name, value)
     }
 
     /// Takes out all headers of that name.
     #[phases(ResponseHeaders)]
     #[example("response:remove_header \"server\"")]
-    fn remove_header(_lua, live, name: LuaString) -> () {
-        let name = name.to_str()?;
-        if is_framing(&name.to_ascii_lowercase()) {
-            return Err(misuse(format!("response:remove_header: {} is the gateway's to say", &*name)));
+    fn remove_header(_lua, live, name: Name) -> () {
+        let Some(name) = name.get() else { return Ok(()) };
+        if is_framing(name.as_str()) {
+            return Err(misuse(format!("response:remove_header: {name} is the gateway's to say")));
         }
-        live.exchange.response.headers.remove(&*name);
+        live.exchange.response.headers.remove(name);
         Ok(())
     }
 }
 
-fn writable(function: &str, name: &LuaString, value: &LuaString) -> mlua::Result<(HeaderName, HeaderValue)> {
+fn writable(function: &str, name: Name, value: BString) -> mlua::Result<(HeaderName, HeaderValue)> {
     let (name, value) = super::upstream::header(function, name, value)?;
     if is_framing(name.as_str()) {
         return Err(misuse(format!("{function}: {name} is the gateway's to say")));

@@ -1,18 +1,16 @@
 //! `upstream`: the request that goes upstream.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use mlua::LuaString;
+use mlua::{BString, LuaString};
 
-use crate::lua::api::{Slot, handle, misuse};
+use crate::lua::api::{Name, Slot, handle, misuse};
 use crate::policy;
 
 /// The request that goes upstream.
 pub(crate) struct UpstreamHandle(pub(crate) Slot);
 
-/// Most headers of a message; Pingora takes 256.
+/// Most headers of a message: more than browsers and servers send, and few enough for those that take 256.
 const MOST: usize = 240;
 
 handle! {
@@ -21,17 +19,17 @@ handle! {
     /// The first header of that name that will go upstream.
     #[phases(UpstreamRequest)]
     #[example("local language = upstream:header \"accept-language\"")]
-    fn header(lua, live, name: LuaString) -> Option<LuaString> {
-        let name = name.to_str()?;
-        live.exchange.upstream.get(&*name).map(|it| lua.create_string(it.as_bytes())).transpose()
+    fn header(lua, live, name: Name) -> Option<LuaString> {
+        let value = name.get().and_then(|it| live.exchange.upstream.get(it));
+        value.map(|it| lua.create_string(it.as_bytes())).transpose()
     }
 
     /// Sets a header, in place of all of that name. The headers that NVCF reads (`authorization`, `function-id` and
     /// their like) and those of the connection are the gateway's own.
     #[phases(UpstreamRequest)]
     #[example("upstream:set_header(\"x-tenant\", \"acme\")")]
-    fn set_header(_lua, live, name: LuaString, value: LuaString) -> () {
-        let (name, value) = writable("upstream:set_header", &name, &value)?;
+    fn set_header(_lua, live, name: Name, value: BString) -> () {
+        let (name, value) = writable("upstream:set_header", name, value)?;
         live.exchange.upstream.insert(name, value);
         Ok(())
     }
@@ -39,54 +37,29 @@ handle! {
     /// Adds a header beside those of that name.
     #[phases(UpstreamRequest)]
     #[example("upstream:add_header(\"via\", \"1.1 edge\")")]
-    fn add_header(_lua, live, name: LuaString, value: LuaString) -> () {
-        let (name, value) = writable("upstream:add_header", &name, &value)?;
+    fn add_header(_lua, live, name: Name, value: BString) -> () {
+        let (name, value) = writable("upstream:add_header", name, value)?;
         add(&mut live.exchange.upstream, name, value)
     }
 
     /// Takes out all headers of that name.
     #[phases(UpstreamRequest)]
     #[example("upstream:remove_header \"referer\"")]
-    fn remove_header(_lua, live, name: LuaString) -> () {
-        live.exchange.upstream.remove(&*name.to_str()?);
+    fn remove_header(_lua, live, name: Name) -> () {
+        if let Some(name) = name.get() {
+            live.exchange.upstream.remove(name);
+        }
         Ok(())
     }
 }
 
 /// A header from a script; the error says which part of it is wrong.
-pub(super) fn header(
-    function: &str,
-    name: &LuaString,
-    value: &LuaString,
-) -> mlua::Result<(HeaderName, HeaderValue)> {
-    let name = known_name(&name.as_bytes())
-        .ok_or_else(|| misuse(format!("{function}: {:?} is not a header name", name.to_string_lossy())))?;
-    let value = HeaderValue::from_bytes(&value.as_bytes()).map_err(|_| {
+pub(super) fn header(function: &str, name: Name, value: BString) -> mlua::Result<(HeaderName, HeaderValue)> {
+    let name = name.expect(function)?;
+    let value = HeaderValue::from_maybe_shared(Bytes::from(Vec::from(value))).map_err(|_| {
         misuse(format!("{function}: the value of {name} has line ends or control characters"))
     })?;
     Ok((name, value))
-}
-
-thread_local! {
-    /// Header names that scripts have used: they are few, and making one that is not of the standard ones allocates.
-    static NAMES: RefCell<HashMap<Box<[u8]>, HeaderName>> = RefCell::default();
-}
-
-/// Most names that are kept.
-const MOST_NAMES: usize = 512;
-
-/// A header's name from a script, without an allocation when it was used before.
-fn known_name(name: &[u8]) -> Option<HeaderName> {
-    NAMES.with_borrow_mut(|known| {
-        if let Some(name) = known.get(name) {
-            return Some(name.clone());
-        }
-        let made = HeaderName::from_bytes(name).ok()?;
-        if known.len() < MOST_NAMES {
-            known.insert(name.into(), made.clone());
-        }
-        Some(made)
-    })
 }
 
 /// Appends a header, within what a message may have.
@@ -99,7 +72,7 @@ pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue)
 }
 
 /// A header that a script may set upstream.
-fn writable(function: &str, name: &LuaString, value: &LuaString) -> mlua::Result<(HeaderName, HeaderValue)> {
+fn writable(function: &str, name: Name, value: BString) -> mlua::Result<(HeaderName, HeaderValue)> {
     let (name, value) = header(function, name, value)?;
     let framing = matches!(
         name.as_str(),
