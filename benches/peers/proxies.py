@@ -95,6 +95,13 @@ def streamgate(chain, pool):
     return command
 
 
+def floor(rig, _tags, values):
+    binary = rig.path("floor")
+    if not os.path.exists(binary):
+        subprocess.run(["cc", "-O2", "-o", binary, os.path.join(HERE, "floor.c")], check=True)
+    return [binary, str(values["port"]), str(values["upstream"])], {}
+
+
 def envoy_binary():
     """The program itself, and not the script of the package that starts it as another process."""
     if not os.path.exists(ENVOY):
@@ -105,6 +112,8 @@ def envoy_binary():
 
 
 NEVER = "streamgate, pool never"
+# What the kernel takes: a relay of bytes that does nothing, and so has no policy that could be checked and no TLS.
+FLOOR = "a relay that does nothing"
 PROXIES = {
     "streamgate": streamgate("lua", "per-client"),
     "streamgate shipped": streamgate("shipped", "per-client"),
@@ -112,6 +121,7 @@ PROXIES = {
     "haproxy": haproxy,
     "nginx": nginx,
     "envoy": envoy,
+    FLOOR: floor,
 }
 PEERS = ["haproxy", "nginx", "envoy"]
 

@@ -23,7 +23,7 @@ import tempfile
 
 import table
 from check import check
-from proxies import HERE, NEVER, PEERS, PROXIES, Failure, Proxy, Rig, cpu_ns, end, missing, start, versions
+from proxies import FLOOR, HERE, NEVER, PEERS, PROXIES, Failure, Proxy, Rig, cpu_ns, end, missing, start, versions
 
 # Open files of each process; a proxy needs two for a session.
 N_FILES = 20_000
@@ -106,6 +106,8 @@ def measure_sessions(rig, options, name, tls):
         "echo_p50_us": echo["latency"]["p50"],
         "echo_p99_us": echo["latency"]["p99"],
     }
+    if name == FLOOR:
+        figures.pop("session_pss_kib")  # it keeps nothing for a session
     return figures, report
 
 
@@ -118,6 +120,8 @@ def measure(rig, options, names, kinds):
         for number in range(n_rounds if what in options.only else 0):
             for tls in kinds:
                 for name in names[number % len(names) :] + names[: number % len(names)]:
+                    if tls and name == FLOOR:
+                        continue
                     figures, report = one(rig, options, name, tls)
                     for key, value in figures.items():
                         if not value or value <= 0:
@@ -196,7 +200,7 @@ def compare(options):
         # of them the load comes to use.
         options.load = shutil.copy(options.load, rig.path("load"))
         for name in names:
-            for tls in kinds:
+            for tls in kinds if name != FLOOR else []:
                 check(rig, name, tls)
         note(f"peers: {', '.join(names)} do the same")
         samples = order(measure(rig, options, names, kinds), names)
@@ -210,7 +214,10 @@ def compare(options):
         with open(options.markdown, "w") as file:
             file.write(table.markdown(rows))
     if options.smoke:
-        n_cells = len({it["measure"] for it in rows}) * len(kinds) * len(names)
+        n_measures = len({it["measure"] for it in rows})
+        n_cells = n_measures * len(kinds) * len(names)
+        if FLOOR in names:
+            n_cells -= n_measures * (True in kinds) + (False in kinds)  # no TLS, and no memory
         if len(rows) != n_cells:
             raise Failure(f"the table has {len(rows)} cells of {n_cells}")
         return print(f"peers: all {n_cells} cells of the table are there")
