@@ -33,7 +33,7 @@ def summarize(samples):
             for name, by_round in values.items():
                 row = {"measure": key, "title": title, "unit": unit, "digits": digits, "tls": tls, "proxy": name, "best": best}
                 row |= spread(list(by_round.values()), "")
-                if best and values[best].keys() & by_round.keys():
+                if best and values[best].keys() & by_round.keys() and all(values[best].values()):
                     # Within a round, since what else the machine does changes from round to round.
                     row |= spread([by_round[it] / values[best][it] for it in by_round if it in values[best]], "ratio_")
                 rows.append(row)
