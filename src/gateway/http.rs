@@ -21,7 +21,7 @@ use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, Manner};
 use crate::gateway::pool::Pool;
 use crate::gateway::respond;
-use crate::gateway::upstream::{self, DialError};
+use crate::gateway::upstream::{self, DialError, MOST_INFORMATIONAL, never_final};
 use crate::gateway::worker::{Worker, close_politely};
 use crate::lua::RouteChain;
 use crate::policy::{Exchange, Function, Phase, ResponseHead, Stop, passed_back};
@@ -235,6 +235,7 @@ impl Forward<'_> {
         let worker = self.worker;
         let (clock, patience) = (&worker.shared.clock, worker.shared.config.upstream.handshake_timeout);
         let mut written = self.write_upstream(&mut upstream, &out).await;
+        let mut n_informational = 0;
         loop {
             let until = clock.now() + patience;
             let head = tokio::select! {
@@ -261,6 +262,10 @@ impl Forward<'_> {
                     return Err(DialError::Garbage(what.into()).into());
                 }
                 status if status.is_informational() => {
+                    n_informational += 1;
+                    if n_informational > MOST_INFORMATIONAL {
+                        return Err(never_final().into());
+                    }
                     if self.manner.minor > 0 {
                         self.write(&mut head::write_response(status, &passed_back(head.headers))).await?;
                     }

@@ -91,6 +91,9 @@ const RESOLVED_FOR: Duration = Duration::from_secs(5);
 /// A response head has NVCF's headers and an app's cookies.
 const LIMITS: Limits = Limits { head: 64 << 10, headers: 128 };
 
+/// Informational answers before the final one.
+pub(crate) const MOST_INFORMATIONAL: usize = 8;
+
 /// As much of a refusal's body as the log shows, and how long it is waited for.
 const BODY: usize = 256;
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -251,13 +254,18 @@ impl Answered {
 /// The final answer; informational ones before it are passed over.
 async fn read_answer(conn: &mut Conn) -> Result<(head::ResponseHead, BytesMut), DialError> {
     let mut buf = BytesMut::new();
-    for _ in 0..8 {
+    for _ in 0..=MOST_INFORMATIONAL {
         let answer = read_head(conn, &mut buf).await?;
         if !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((answer, buf));
         }
     }
-    Err(DialError::Garbage("answered again and again that the answer will come".into()))
+    Err(never_final())
+}
+
+/// An upstream that announces its answer and does not give it.
+pub(crate) fn never_final() -> DialError {
+    DialError::Garbage("answered again and again that the answer will come".into())
 }
 
 /// The head of an answer; `buf` has what came before and after it. Nothing is lost when the future is dropped.

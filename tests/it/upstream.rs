@@ -137,11 +137,29 @@ async fn an_upstream_that_speaks_garbage_or_hangs_up_is_a_502() {
     for (act, code) in [
         (Act::HangUp, "upstream.closed"),
         (Act::Answer("SSH-2.0-OpenSSH_9.2\r\n\r\n".into()), "upstream.garbage"),
+        (answer("Content-Length: 1\r\nTransfer-Encoding: chunked"), "upstream.garbage"),
+        (answer("Content-Length: 1\r\nContent-Length: 2"), "upstream.garbage"),
+        (answer("Transfer-Encoding: gzip"), "upstream.garbage"),
     ] {
         let upstream = Upstream::that(act).await;
         let gateway = Gateway::in_front_of(&upstream).start().await;
         check(&gateway.get("/page", &[]).await, 502, code, "plain HTTP");
     }
+}
+
+fn answer(headers: &str) -> Act {
+    Act::Answer(format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n0\r\n\r\n"))
+}
+
+#[tokio::test]
+async fn an_upstream_that_announces_its_answer_for_ever_is_a_502() {
+    let hints = "HTTP/1.1 103 Early Hints\r\n\r\n";
+    let upstream = Upstream::that(Act::Answer(hints.repeat(100))).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/page", &[], b"").await;
+    assert_eq!(client.exactly(hints.len() * 8).await, hints.repeat(8).as_bytes());
+    check(&client.answer().await, 502, "upstream.garbage", "many hints");
 }
 
 #[tokio::test]
