@@ -488,7 +488,7 @@ impl Reloader {
             warnings.extend(checked.loaded.warnings.iter().cloned());
             old.next(checked)
         });
-        old.totals.note_reload(old.clock.wall(), loaded.as_ref().err().map(ToString::to_string));
+        old.totals.note_reload(old.clock.wall(), loaded.as_ref().err().map(Problems::at_reload));
         let new = loaded?;
         old.metrics.generation(new.generation);
         self.0.send_replace(Arc::new(new));

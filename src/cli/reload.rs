@@ -130,7 +130,7 @@ impl Watcher {
 
     fn reload(&mut self) -> Result<Vec<String>, Problems> {
         let config = self.file.sources().and_then(|it| App::resolve(&it, Role::Gateway, &self.clock));
-        let config = config.inspect_err(|it| self.reloader.failed(&it.to_string()))?;
+        let config = config.inspect_err(|it| self.reloader.failed(&it.at_reload()))?;
         let warnings = self.reloader.reload(config.clone())?;
         self.loaded = config;
         Ok(warnings)

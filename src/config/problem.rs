@@ -130,6 +130,11 @@ impl Problems {
         told
     }
 
+    /// All mistakes of a reload, and what became of it.
+    pub(crate) fn at_reload(&self) -> String {
+        format!("{}{}, the configuration stays as it was", self.told(), self.counted())
+    }
+
     /// How many there are, in words.
     pub(crate) fn counted(&self) -> String {
         let n = self.0.len();

@@ -107,6 +107,7 @@ async fn the_admin_endpoint_tells_of_chains_and_of_the_last_reload() {
     let plugins = admin(&gateway, "/admin/plugins").await;
     assert_eq!((&plugins["generation"], &plugins["last_reload"]["result"]), (&1.into(), &"failed".into()));
     let problems = plugins["last_reload"]["problems"].as_str().expect("what was wrong");
+    assert!(problems.ends_with("1 problem, the configuration stays as it was"), "{problems}");
     assert!(problems.contains("plugins/odd/plugin.lua:1"), "{problems}");
 
     gateway.folder.write("plugins/odd/plugin.lua", WELL);
