@@ -66,15 +66,11 @@ impl Body {
         match (codings.next(), lengths.next()) {
             (None, None) => Ok(Body::Rest),
             (None, Some(length)) => {
-                let text = length.to_str().unwrap_or_default();
-                let is_number = !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
-                match text.parse() {
-                    _ if !is_number || lengths.any(|it| it != length) => {
-                        Err(Malformed("an answer without a clear length"))
-                    }
-                    Ok(0) => Ok(Body::Done),
-                    Ok(n) => Ok(Body::Length(n)),
-                    Err(_) => Err(Malformed("an answer without a clear length")),
+                let text = length.to_str().ok().filter(|it| it.bytes().all(|it| it.is_ascii_digit()));
+                match text.and_then(|it| it.parse().ok()).filter(|_| lengths.all(|it| it == length)) {
+                    None => Err(Malformed("an answer without a clear length")),
+                    Some(0) => Ok(Body::Done),
+                    Some(n) => Ok(Body::Length(n)),
                 }
             }
             (Some(coding), None)

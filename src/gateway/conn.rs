@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
@@ -144,6 +144,12 @@ impl Conn {
         if let Err(error) = SockRef::from(&self.tcp().stream).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "A connection could not be marked for a reset.");
         }
+    }
+
+    /// Writes all of it, and lets none of it stand in a buffer.
+    pub(crate) async fn write_out(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes).await?;
+        self.flush().await
     }
 
     /// Waits for the peer's end once ours is sent, for a bounded time: a peer that is still sending would otherwise be

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
 use crate::clock::Timer;
 use crate::config;
@@ -184,8 +184,8 @@ impl Forward<'_> {
             prepared = prepare(self.worker, self.manner, self.exchange, self.route) => prepared?,
             () = self.conn.gone(&mut self.rest) => return Err(Failure::BrowserGone),
         };
-        let upstream = self.ask(&prepared).await?;
-        self.answer(upstream, &prepared).await
+        let answer = self.ask(&prepared).await?;
+        self.answer(answer, &prepared).await
     }
 
     /// Sends the request; gives the answer once its head has come.
@@ -227,7 +227,7 @@ impl Forward<'_> {
         let mut out = head::write_request(&self.exchange.method, &prepared.target, 1, &prepared.headers);
         // What has come of the body already goes along.
         while out.len() < PIECE && !self.is_passed_on {
-            match self.look()? {
+            match look(&mut self.rest, &mut self.body, self.is_passed_on)? {
                 Some(said) => self.put(&mut out, &said),
                 None => break,
             }
@@ -275,11 +275,6 @@ impl Forward<'_> {
         }
     }
 
-    /// What the browser has said already.
-    fn look(&mut self) -> Result<Option<Said>, Stop> {
-        look(&mut self.rest, &mut self.body, self.is_passed_on)
-    }
-
     /// What the browser says goes into what goes upstream.
     fn put(&mut self, out: &mut BytesMut, said: &Said) {
         match said {
@@ -295,11 +290,7 @@ impl Forward<'_> {
     }
 
     async fn write_upstream(&self, upstream: &mut Upstream, bytes: &[u8]) -> Result<(), DialError> {
-        let written = async {
-            upstream.conn.write_all(bytes).await?;
-            upstream.conn.flush().await
-        };
-        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, written).await;
+        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, upstream.conn.write_out(bytes)).await;
         written.ok_or(DialError::Timeout)?.map_err(DialError::Closed)
     }
 
@@ -403,11 +394,7 @@ impl Forward<'_> {
 
     /// Writes all of `out` to the browser.
     async fn write(&mut self, out: &mut BytesMut) -> Result<(), Failure> {
-        let written = async {
-            self.conn.write_all(out).await?;
-            self.conn.flush().await
-        };
-        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, written).await;
+        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, self.conn.write_out(out)).await;
         out.clear();
         match written {
             Some(Ok(())) => Ok(()),

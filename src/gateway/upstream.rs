@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, StatusCode};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
@@ -153,7 +153,7 @@ impl Dialer {
         for address in addresses {
             match TcpStream::connect(address).await {
                 Ok(tcp) => {
-                    told(SockRef::from(&tcp).set_tcp_nodelay(true));
+                    note_failure(SockRef::from(&tcp).set_tcp_nodelay(true));
                     self.totals.metrics.upstream("connect", self.clock.now() - started);
                     let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
                     let started = self.clock.now();
@@ -191,8 +191,7 @@ impl Dialer {
         let started = self.clock.now();
         let request = head::write_request(method, target, 1, headers);
         let exchange = async {
-            conn.write_all(&request).await.map_err(DialError::Closed)?;
-            conn.flush().await.map_err(DialError::Closed)?;
+            conn.write_out(&request).await.map_err(DialError::Closed)?;
             read_answer(&mut conn).await
         };
         let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
@@ -311,10 +310,10 @@ pub(crate) fn tune(tcp: &impl AsFd) {
         .with_interval(Duration::from_secs(10))
         .with_retries(3);
     let socket = SockRef::from(tcp);
-    told(socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)));
+    note_failure(socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)));
 }
 
-fn told(result: std::io::Result<()>) {
+fn note_failure(result: std::io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, "A connection could not be tuned.");
     }

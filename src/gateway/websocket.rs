@@ -14,7 +14,6 @@ use http::header::{
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderValue, Method, StatusCode};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use crate::config::{Refusal, ResumeMode, Viewer};
@@ -141,11 +140,7 @@ pub(crate) async fn serve(
                     return refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
                 }
             };
-            let written = async {
-                conn.write_all(&bytes).await?;
-                conn.flush().await
-            };
-            if let Err(error) = written.await {
+            if let Err(error) = conn.write_out(&bytes).await {
                 tracing::debug!(request = %exchange.id, %error, "The browser left before it was answered.");
                 return left(worker, &mut exchange, &route, started);
             }

@@ -439,11 +439,7 @@ impl Worker {
             close_politely(&mut conn, &bytes, clock).await;
             return None;
         }
-        let written = async {
-            conn.write_all(&bytes).await?;
-            conn.flush().await
-        };
-        matches!(clock.timeout(LAST_BYTES, written).await, Some(Ok(()))).then_some(conn)
+        matches!(clock.timeout(LAST_BYTES, conn.write_out(&bytes)).await, Some(Ok(()))).then_some(conn)
     }
 
     /// The last line of a request: plugins, metrics, the access log.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use streamgate::app::App;
 use streamgate::clock::Clock;
 use streamgate::config::{Env, Role, Sources};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::process::Process;
 use crate::support::redis::COOKIE_KEY;
@@ -239,15 +240,12 @@ async fn the_first_plugin_is_what_its_page_says() {
             if part.contains("Start it in a third terminal with `python3 echo.py`") {
                 let mut python = tokio::process::Command::new("python3");
                 python.arg("echo.py").current_dir(&reader.here).kill_on_drop(true);
-                python.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-                reader.echo = Some(python.spawn().expect("there is Python"));
-                let address = reader.addresses[0].1.clone();
-                let answers = async {
-                    while tokio::net::TcpStream::connect(&*address).await.is_err() {
-                        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                    }
-                };
-                soon("an upstream", answers).await;
+                python.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+                let mut python = python.spawn().expect("there is Python");
+                let said = BufReader::new(python.stdout.take().expect("it is piped"));
+                let line = soon("an upstream", said.lines().next_line()).await.expect("it writes text");
+                assert_eq!(line, Some(format!("listening on {}", reader.addresses[0].1)));
+                reader.echo = Some(python);
             }
             continue;
         }

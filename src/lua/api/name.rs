@@ -62,10 +62,7 @@ impl Names {
 impl FromLua for Name {
     fn from_lua(value: Value, lua: &Lua) -> mlua::Result<Self> {
         let given = LuaString::from_lua(value, lua)?;
-        let known = match lua.app_data_ref::<Names>() {
-            Some(names) => names.find(&given),
-            None => HeaderName::from_bytes(&given.as_bytes()).ok(),
-        };
+        let known = lua.app_data_ref::<Names>().expect("each VM is made with it").find(&given);
         Ok(Name { known, given })
     }
 }
