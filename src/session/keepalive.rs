@@ -14,8 +14,12 @@ pub(crate) struct Keepalive {
     next_ping: Instant,
     /// The ping that has not been answered: when it was sent.
     asked: Option<Instant>,
-    nonce: u64,
+    /// What the next answer is to say: a number that nobody else would choose, and how many were answered before.
+    payload: u64,
 }
+
+/// The part of a payload that counts. Answers to all of the last 65,536 are known as ours.
+const COUNT: u64 = 0xffff;
 
 /// What is due.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub(crate) enum Pong {
 impl Keepalive {
     pub(crate) fn new(config: config::Keepalive, nonce: u64, now: Instant) -> Self {
         let config::Keepalive { interval, timeout } = config;
-        Keepalive { interval, timeout, heard: now, next_ping: now + interval, asked: None, nonce }
+        Keepalive { interval, timeout, heard: now, next_ping: now + interval, asked: None, payload: nonce }
     }
 
     /// A new connection takes the leg's place. Pings of the old one are not answered on it.
@@ -70,23 +74,23 @@ impl Keepalive {
         }
         self.next_ping = now + self.interval;
         if self.asked.is_none() {
-            self.nonce = self.nonce.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            self.payload = self.payload & !COUNT | self.payload.wrapping_add(1) & COUNT;
             self.asked = Some(now);
         }
-        Beat::Ping(Control::new(Opcode::Ping, &self.payload()))
+        Beat::Ping(Control::new(Opcode::Ping, &self.payload.to_be_bytes()))
     }
 
     /// Whether a pong answers a ping of ours, and how long it took. A ping is repeated with the same payload, so only
-    /// the first answer is measured.
+    /// the first answer is measured; the others may come when the next ping is already under way.
     pub(crate) fn pong(&mut self, control: &Control, now: Instant) -> Pong {
-        if control.payload() != self.payload() {
+        let Ok(answered) = <[u8; 8]>::try_from(control.payload()).map(u64::from_be_bytes) else {
+            return Pong::Foreign;
+        };
+        if (answered ^ self.payload) & !COUNT != 0 {
             return Pong::Foreign;
         }
-        self.asked.take().map_or(Pong::Repeated, |asked| Pong::First(now.saturating_duration_since(asked)))
-    }
-
-    /// Our pings carry a number that nobody else would choose.
-    fn payload(&self) -> [u8; 8] {
-        self.nonce.to_be_bytes()
+        self.asked
+            .take_if(|_| answered == self.payload)
+            .map_or(Pong::Repeated, |asked| Pong::First(now.saturating_duration_since(asked)))
     }
 }

@@ -9,6 +9,9 @@ use super::*;
 const N_LIVES: u64 = 10_000;
 const N_STEPS: usize = 120;
 
+/// What peers ask each other; pings of the gateway say something else.
+const QUESTION: &[u8] = b"are you there?";
+
 /// Small numbers that look random and are the same each time (splitmix64).
 struct Dice(u64);
 
@@ -50,7 +53,7 @@ impl Mouth {
             let opcode = if idx == 0 { 2 } else { 0 };
             self.frame(if is_last { 0x80 } else { 0 } | opcode, piece);
             if dice.below(6) == 0 {
-                self.frame(0x89, b"are you there?");
+                self.frame(0x89, QUESTION);
             }
         }
     }
@@ -79,11 +82,19 @@ struct Ear {
     message: Vec<u8>,
     /// The numbers of the messages heard.
     heard: Vec<u32>,
+    /// Pings that are still to be answered.
+    asked: Vec<Control>,
 }
 
 impl Ear {
     fn new(sender: Sender) -> Self {
-        Ear { tracker: Tracker::new(sender), sender, message: Vec::new(), heard: Vec::new() }
+        Ear {
+            tracker: Tracker::new(sender),
+            sender,
+            message: Vec::new(),
+            heard: Vec::new(),
+            asked: Vec::new(),
+        }
     }
 
     fn hear(&mut self, mut bytes: &[u8]) {
@@ -96,7 +107,12 @@ impl Ear {
                     held = data;
                     &held
                 }
-                Piece::Control(_) => continue,
+                Piece::Control(control) => {
+                    if control.opcode == Opcode::Ping {
+                        self.asked.push(control);
+                    }
+                    continue;
+                }
             };
             let mut from = 0;
             for &end in &ends {
@@ -111,7 +127,7 @@ impl Ear {
 
     /// The connection is another one; half a message is worth nothing.
     fn reconnect(&mut self) {
-        (self.tracker, self.message) = (Tracker::new(self.sender), Vec::new());
+        (self.tracker, self.message, self.asked) = (Tracker::new(self.sender), Vec::new(), Vec::new());
     }
 }
 
@@ -233,7 +249,14 @@ impl World {
             match self.session.poll() {
                 Action::Wait(_) => return,
                 Action::Finish(end) => return self.end = Some(end),
-                Action::Send(leg, control) | Action::Ping(leg, control) => self.send(leg, &control),
+                Action::Send(leg, control) => {
+                    assert!(
+                        control.opcode != Opcode::Pong || control.payload() == QUESTION,
+                        "an answer to a ping of the gateway's own goes no further"
+                    );
+                    self.send(leg, &control);
+                }
+                Action::Ping(leg, control) => self.send(leg, &control),
                 Action::Measured(..) | Action::Ask => {}
                 Action::Park(loss) => {
                     let wire = self.wire.take().expect("only a browser that is there is lost");
@@ -269,6 +292,13 @@ impl World {
         wire.arrived = until;
     }
 
+    /// A peer answers what it was asked, which may be long ago.
+    fn answer(&mut self, leg: Leg) {
+        for ping in std::mem::take(&mut self.ears[leg as usize].asked) {
+            self.mouths[leg as usize].frame(0x8a, ping.payload());
+        }
+    }
+
     fn lose(&mut self, loss: Loss) {
         if self.wire.is_some() {
             self.mouths[0].bytes.clear(); // what it had not sent goes with it
@@ -298,7 +328,7 @@ impl World {
     }
 
     fn step(&mut self, dice: &mut Dice) {
-        match dice.below(19) {
+        match dice.below(21) {
             0..=2 => self.mouths[1].speak(dice),
             3 if self.wire.is_some() => self.mouths[0].speak(dice),
             4..=6 => self.listen(Leg::Upstream, dice.below(400)),
@@ -307,6 +337,8 @@ impl World {
             12 => self.lose([Loss::Fin, Loss::Reset, Loss::Silence][dice.below(3)]),
             13..=14 => self.attach(),
             16 => self.lose(Loss::Replaced),
+            19 => self.answer(Leg::Upstream),
+            20 if self.wire.is_some() => self.answer(Leg::Browser),
             15 => {
                 if let Some(wire) = &self.wire {
                     self.backlog.acknowledged(wire.arrived as u64);
@@ -375,7 +407,8 @@ fn no_message_is_lost_doubled_or_out_of_order_in_any_life() {
                 (n_parks, n_expired) = (n_parks + parks, n_expired + usize::from(expired))
             }
             Err(panic) => {
-                let what = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                let what = panic.downcast_ref::<String>().map(String::as_str);
+                let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
                 panic!("life {seed} failed; STREAMGATE_SEED={seed} plays it again: {what}");
             }
         }

@@ -74,6 +74,22 @@ fn an_idle_session_is_kept_alive_on_both_legs() {
 }
 
 #[test]
+fn an_answer_that_is_late_twice_is_still_ours() {
+    let mut it = Bench::new();
+    let mut ask = |seconds| it.at(seconds).pings()[0].1;
+    let (first, repeated) = (ask(10), ask(10));
+    assert_eq!(first, repeated, "a ping that was not answered is asked again");
+    let pong = Control::new(Opcode::Pong, first.payload());
+    assert_eq!(
+        it.on(Event::Control(Leg::Browser, pong)),
+        [Action::Measured(Leg::Browser, Duration::from_secs(10))]
+    );
+    it.on(Event::Heard(Leg::Upstream));
+    assert_ne!(it.at(10).pings()[0].1, repeated);
+    assert_eq!(it.on(Event::Control(Leg::Browser, pong)), [], "it is swallowed, and measured once");
+}
+
+#[test]
 fn a_silent_peer_is_given_up_after_the_timeout_and_not_before() {
     for silent in Leg::BOTH {
         let mut it = Bench::new();

@@ -187,6 +187,7 @@ async fn a_ping_never_stands_within_a_frame() {
         let mut got = client.exactly(n_passed).await;
         clock.advance(Duration::from_secs(10));
         let ping = leg.frame().await.expect("the upstream is not within a frame");
+        assert_eq!(ping.opcode, 9, "cut at {cut}");
         leg.send_raw(&whole[cut..]).await;
         leg.send(10, &ping.payload).await;
         got.extend(client.exactly(whole.len() - n_passed).await);
