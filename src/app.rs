@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock::Clock;
 use crate::config::{self, Config, Place, Problem, Problems, Role, Sources};
 use crate::frontdoor;
-use crate::gateway::{self, Checked, Gateway};
+use crate::gateway::{self, Checked, Gateway, tls};
 use crate::lua::{Explained, Tools, find_route};
 use crate::policy::Natives;
 use crate::store::Store;
@@ -338,9 +338,11 @@ fn tools(
 ) -> Result<Tools, Problems> {
     let store = match &plugins.store {
         None => Store::in_memory(plugins.store_size),
-        Some(url) => Store::at(url, STORE_TIMEOUT, clock).map_err(|it| {
-            Problem::new(Place::Nowhere, "plugins.store", format!("not the URL of a Redis server: {it}"))
-        })?,
+        Some(url) => {
+            let ca = plugins.ca.as_deref().map(|it| tls::authorities(it, "plugins.ca")).transpose()?;
+            Store::at(url, ca, STORE_TIMEOUT, clock)
+                .map_err(|it| Problem::new(Place::Nowhere, "plugins.store", it))?
+        }
     };
     Ok(Tools::new(clock, natives, Arc::new(store), Arc::new(metrics.clone())))
 }

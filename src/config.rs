@@ -192,6 +192,8 @@ pub struct Sessions {
 pub struct Directory {
     /// The Redis or Valkey server.
     pub url: Secret,
+    /// The authorities that may sign its certificate; `None`: the system's.
+    pub ca: Option<PathBuf>,
     /// Where other replicas reach this one; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// What they are told instead of the address in `listen`; `None`: the one on the way to the server.

@@ -141,7 +141,7 @@ impl Checked {
     /// Loads and checks everything that a configuration refers to.
     pub(crate) fn new(config: config::Gateway, tools: &Tools) -> Result<Checked, Problems> {
         let loaded = Loaded::new(&config.parts, tools);
-        if let Some(Err(problem)) = config.directory.as_ref().map(|it| directory::Redis::client(&it.url)) {
+        if let Some(Err(problem)) = config.directory.as_ref().map(directory::Redis::client) {
             let mut problems = loaded.err().unwrap_or_default();
             problems.push(problem);
             return Err(problems);

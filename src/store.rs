@@ -86,10 +86,15 @@ impl Store {
         Store { place: Place::Memory(Box::new(Memory::new(entries))), queues: Queues::default() }
     }
 
-    /// One in Redis. Nothing is asked of the server yet. Must be called within the runtime that is to speak
-    /// with it.
-    pub(crate) fn at(url: &Secret, timeout: Duration, clock: &Clock) -> Result<Store, String> {
-        let client = ::redis::Client::open(url.expose()).map_err(|it| it.to_string())?;
+    /// One in Redis, whose certificate these authorities have signed, if it has one; without them, the system's. Nothing is
+    /// asked of the server yet. Must be called within the runtime that is to speak with it.
+    pub(crate) fn at(
+        url: &Secret,
+        authorities: Option<Vec<u8>>,
+        timeout: Duration,
+        clock: &Clock,
+    ) -> Result<Store, String> {
+        let client = link::client(url, authorities)?;
         Store::in_redis(client, timeout, clock).map_err(|it| it.to_string())
     }
 

@@ -284,6 +284,7 @@ impl<'a> Reader<'a> {
 
     fn directory(&self) -> Option<Option<Directory>> {
         let key = "directory.url";
+        let ca = self.optional::<PathBuf>("directory.ca").map(|it| it.map(|it| self.base.join(it)));
         let listen = self.address("directory.listen", None);
         let advertise = self.optional("directory.advertise");
         let timeout = self.positive("directory.timeout");
@@ -296,7 +297,13 @@ impl<'a> Reader<'a> {
                 "replicas need a key in common: set `sessions.cookie.key`, the same on all of them",
             );
         }
-        Some(Some(Directory { url, listen: listen?, advertise: advertise?, timeout: timeout? }))
+        if ca.as_ref().is_some_and(Option::is_some) && !is_encrypted(&url) {
+            self.note_about(
+                "directory.ca",
+                "the server is reached in clear text: write `rediss://` into `directory.url`",
+            );
+        }
+        Some(Some(Directory { url, ca: ca?, listen: listen?, advertise: advertise?, timeout: timeout? }))
     }
 
     fn sessions(&self, listen: Option<&Listen>, parts: Option<&Parts>) -> Option<Sessions> {
@@ -951,6 +958,10 @@ fn default<T: Parse>(key: &str) -> T {
     let table = parse(&Arc::new(PathBuf::new()), &written).expect("a default is TOML");
     T::parse(&table.get("default").expect("it was just written").value)
         .expect("a default has its setting's type")
+}
+
+fn is_encrypted(url: &Secret) -> bool {
+    matches!(url.expose().split_once(':'), Some(("rediss" | "valkeys", _)))
 }
 
 fn is_id(text: &str) -> bool {

@@ -140,6 +140,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
 
     setting("directory.url", "`memory:`, or the URL of a Redis or Valkey server", "\"memory:\"",
         "Where replicas find each other's sessions: `redis://host:6379/0`, or `rediss://` for TLS. `memory:`: there is no other replica. A URL with a password is a secret: `env:NAME` or `file:PATH`. Needs `sessions.cookie.key`."),
+    setting("directory.ca", "path", "",
+        "PEM file of the authorities that may sign the server's certificate (`rediss://`), instead of the system's."),
     setting("directory.listen", "address:port", "\"0.0.0.0:0\"",
         "Where other replicas reach this one to hand over a browser whose session is here; encrypted, and only for replicas with the same `sessions.cookie.key`. Port 0: the system chooses, and the directory tells the others."),
     setting("directory.advertise", "IP address", "",
@@ -164,7 +166,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("plugins.on_load_error", "`refuse` or `reject`", "\"refuse\"",
         "What becomes of a plugin that cannot be loaded. `refuse`: the gateway does not start, or keeps the configuration it has. `reject`: requests that would ask the plugin are rejected with `plugin.failed`, the rest is served."),
     setting("plugins.ca", "path", "",
-        "PEM file of the authorities of the services that plugins reach by `https`, instead of the system's roots."),
+        "PEM file of the authorities of the services that plugins reach by `https`, and of the server of `plugins.store` (`rediss://`), instead of the system's roots."),
 
     setting("log.level", "`error`, `warn`, `info`, `debug` or `trace`", "\"info\"",
         "What is logged on standard error; also a filter such as `info,streamgate::gateway=debug`."),

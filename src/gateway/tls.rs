@@ -182,6 +182,12 @@ fn self_signed(clock: &Clock) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'s
     (vec![certificate.der().clone()], key)
 }
 
+/// The authorities in a PEM file, which a setting names, as they stand there.
+pub(crate) fn authorities(path: &Path, setting: &str) -> Result<Vec<u8>, Problem> {
+    certificates(path, setting)?;
+    std::fs::read(path).map_err(|error| unreadable(path, setting, &error))
+}
+
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, Problem> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let certificates = read.map_err(|error| unreadable(path, key, &error))?;

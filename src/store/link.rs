@@ -1,13 +1,15 @@
 //! The way to a Redis or Valkey server: asked for a bounded time, left alone for a moment after a failure.
 
+use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, FromRedisValue, Pipeline, RedisError, cmd};
+use redis::{Client, ConnectionAddr, FromRedisValue, Pipeline, RedisError, TlsCertificates, cmd};
 use tokio::runtime::Handle;
 
 use crate::clock::{Clock, Instant};
+use crate::secret::Secret;
 
 /// One connection that all threads share; it is made when it is first needed, and again when it was lost.
 pub(crate) struct Link {
@@ -61,6 +63,20 @@ pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is complained about a server that is not there.
 const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// A client of the server of a URL. With `rediss://` its certificate is verified by these authorities, in PEM, or by the
+/// system's.
+pub(crate) fn client(url: &Secret, authorities: Option<Vec<u8>>) -> Result<Client, String> {
+    let told = |it: RedisError| format!("not the URL of a Redis server: {it}");
+    let client = Client::open(url.expose()).map_err(told)?;
+    match (client.get_connection_info(), authorities) {
+        (info, Some(pem)) if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => {
+            let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
+            Client::build_with_tls(info.clone(), certificates).map_err(told)
+        }
+        _ => Ok(client),
+    }
+}
 
 impl Link {
     /// Nothing is asked of the server yet. Must be called within the runtime that is to speak with it.
@@ -166,8 +182,8 @@ impl Health {
 
 /// What is wrong, without what was asked: a URL's password or a value may be in it.
 pub(crate) fn describe(error: &RedisError) -> String {
-    match error.detail() {
-        Some(detail) if error.is_connection_refusal() => detail.to_owned(),
+    match error.source() {
+        Some(cause) if error.is_io_error() => format!("{}: {cause}", error.category()),
         _ => format!("{}: {}", error.category(), error.code().unwrap_or("-")),
     }
 }

@@ -17,11 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::life::{message, parked, session};
+use crate::support::life::{Browser, ID, message, open, parked, session};
 use crate::support::raw::accept;
 use crate::support::redis::{COOKIE_KEY, Redis};
 use crate::support::upstream::{Act, header};
-use crate::support::{Client, Gateway, Leg, Upstream, cookie as cookie_of};
+use crate::support::{Client, Folder, Gateway, Leg, Upstream, cookie as cookie_of, log};
 
 /// Trusts every certificate, as a developer's browser is told to.
 #[derive(Debug)]
@@ -252,6 +252,68 @@ async fn the_upstream_is_verified() {
     check(&good, Some(&other), false).await;
     check(&good, None, false).await;
     check(&wrong_name, Some(&wrong_name), false).await;
+}
+
+/// Counts in the store of the plugins.
+const COUNTER: &str = r#"
+local kv = require "streamgate.kv"
+return { authorize = function(request)
+  if request:path() == "/count" then
+    local n, reason = kv.incr "n"
+    return request:respond(200, {}, tostring(n or reason))
+  end
+end }
+"#;
+
+const COUNTER_SCHEMA: &str = "return { summary = \"Counts.\", phases = { \"authorize\" }, fields = {} }";
+
+#[tokio::test]
+async fn a_directory_and_a_store_behind_tls_are_verified() {
+    let (pair, other) = (authority(&["127.0.0.1"]), authority(&["127.0.0.1"]));
+    let folder = Folder::new();
+    let (certificate, key) =
+        (folder.write("cert.pem", &pair.chain_pem), folder.write("key.pem", &pair.key_pem));
+    let redis = Redis::encrypted(&certificate, &key, &pair.ca).await;
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let trusting = |authority: &Authority, upstream: &Upstream| {
+        let store = format!("[plugins]\npaths = [\"plugins\"]\nca = \"ca.pem\"\nstore = \"{}\"", redis.url());
+        Gateway::in_front_of(upstream)
+            .with(&format!("{store}\n{}", redis.tables()))
+            .file("ca.pem", &authority.ca)
+            .env("COOKIE_KEY", COOKIE_KEY)
+            .plugin("counter", COUNTER_SCHEMA, COUNTER)
+            .chain("\"counter\"")
+    };
+    let owner = trusting(&pair, &upstream).start().await;
+    let second = trusting(&pair, &upstream).start().await;
+    assert_eq!(owner.get("/count", &[]).await.text(), "1");
+    assert_eq!(second.get("/count", &[]).await.text(), "2", "they share a store");
+    let (Browser { client, cookie }, mut leg) = session(&owner, &mut upstream).await;
+    redis.sessions(1).await;
+    client.reset();
+    parked(&owner, 1.0);
+    let mut browser = open(&second, &cookie).await;
+    leg.send(2, &message(1)).await;
+    assert_eq!(browser.client.frame().await.expect("a message").payload, message(1), "and a directory");
+    for gateway in [&owner, &second] {
+        assert_eq!(gateway.metric("streamgate_directory_up", &[]), 1.0);
+    }
+
+    // Whoever trusts another authority does not speak with it, and serves all the same.
+    let stranger = trusting(&other, &upstream).start().await;
+    stranger.until_metric("streamgate_directory_up", &[], 0.0);
+    assert_eq!(stranger.get("/count", &[]).await.text(), "unavailable");
+    let _session = session(&stranger, &mut upstream).await;
+    let told = log::lines_with("cannot be asked");
+    assert!(told.len() == 2 && told.iter().all(|it| it.contains("invalid peer certificate")), "{told:?}");
+
+    let told = trusting(&pair, &upstream).file("ca.pem", "nothing").problems();
+    assert!(told.contains("directory.ca") && told.contains("plugins.ca"), "{told}");
+    let told = Gateway::in_front_of(&upstream)
+        .with("[directory]\nurl = \"redis://127.0.0.1:1\"\nca = \"ca.pem\"\n[sessions.cookie]\nkey = \"env:COOKIE_KEY\"")
+        .env("COOKIE_KEY", COOKIE_KEY)
+        .problems();
+    assert!(told.contains("write `rediss://` into `directory.url`"), "{told}");
 }
 
 #[tokio::test]

@@ -23,9 +23,9 @@ use crate::gateway::directory::peer::{Host, Peers, Replica};
 use crate::gateway::directory::registry::{Elsewhere, Known, Registry};
 use crate::gateway::directory::{About, Entry, Identity, SessionId};
 use crate::gateway::sealing::{Fields, Sealing, put};
-use crate::secret::Secret;
+use crate::gateway::tls;
 use crate::session::Stop;
-use crate::store::link::{Health, PAUSE, Turn, describe};
+use crate::store::link::{self, Health, PAUSE, Turn, describe};
 use crate::telemetry::Metrics;
 
 /// Sessions of all replicas, as far as the server is there.
@@ -128,11 +128,10 @@ return {1, owner}";
 type Answer = (u8, String);
 
 impl Redis {
-    /// Checks a URL.
-    pub(crate) fn client(url: &Secret) -> Result<Client, Problem> {
-        Client::open(url.expose()).map_err(|error| {
-            Problem::new(Place::Nowhere, "directory.url", format!("not the URL of a Redis server: {error}"))
-        })
+    /// Checks the URL of the server, and what its certificate is verified with.
+    pub(crate) fn client(config: &config::Directory) -> Result<Client, Problem> {
+        let ca = config.ca.as_deref().map(|it| tls::authorities(it, "directory.ca")).transpose()?;
+        link::client(&config.url, ca).map_err(|it| Problem::new(Place::Nowhere, "directory.url", it))
     }
 
     /// Nothing is asked of the server yet. Must be called within the runtime that is to speak with it.
@@ -143,7 +142,7 @@ impl Redis {
         clock: &Clock,
         metrics: &Metrics,
     ) -> Result<Redis, Problem> {
-        let client = Redis::client(&config.url)?;
+        let client = Redis::client(config)?;
         let server = client.get_connection_info().addr().clone();
         let settings = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(config.timeout))

@@ -1,8 +1,10 @@
 //! A real redis-server, which a test may pause, kill and start again.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 
+use redis::TlsCertificates;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -14,6 +16,8 @@ pub const COOKIE_KEY: &str = "a key that all the replicas share";
 /// A server that keeps nothing on disk; it is killed with the test.
 pub struct Redis {
     pub address: SocketAddr,
+    /// The authority that has signed its certificate, where it speaks TLS.
+    ca: Option<String>,
     child: Child,
 }
 
@@ -30,9 +34,28 @@ impl Redis {
 
     /// One at an address where another one was.
     pub async fn at(address: SocketAddr) -> Option<Redis> {
+        Redis::listening(address, &["--port", &address.port().to_string()]).await
+    }
+
+    /// One that speaks TLS alone, with a certificate and its key in PEM files, signed by this authority.
+    pub async fn encrypted(certificate: &Path, key: &Path, ca: &str) -> Redis {
+        let path = |it: &Path| it.to_str().expect("a path in UTF-8").to_owned();
+        let (certificate, key) = (path(certificate), path(key));
+        loop {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+            let (address, port) = free.map(|it| (it, it.port().to_string())).expect("a port");
+            let options = ["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"];
+            let files = ["--tls-cert-file", &certificate, "--tls-key-file", &key];
+            if let Some(redis) = Redis::listening(address, &[&options[..], &files].concat()).await {
+                return Redis { ca: Some(ca.to_owned()), ..redis };
+            }
+        }
+    }
+
+    async fn listening(address: SocketAddr, options: &[&str]) -> Option<Redis> {
         let mut child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
-            .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -51,14 +74,19 @@ impl Redis {
             return None;
         }
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Some(Redis { address, child })
+        Some(Redis { address, ca: None, child })
     }
 
-    /// The tables of a gateway that shares it.
+    pub fn url(&self) -> String {
+        format!("redis{}://{}", if self.ca.is_some() { "s" } else { "" }, self.address)
+    }
+
+    /// The tables of a gateway that shares it; its authority is in `ca.pem`.
     pub fn tables(&self) -> String {
+        let ca = if self.ca.is_some() { "ca = \"ca.pem\"\n" } else { "" };
         format!(
-            "[directory]\nurl = \"redis://{}\"\nlisten = \"127.0.0.1:0\"\n[sessions.cookie]\nkey = \"env:COOKIE_KEY\"",
-            self.address
+            "[directory]\nurl = \"{}\"\n{ca}listen = \"127.0.0.1:0\"\n[sessions.cookie]\nkey = \"env:COOKIE_KEY\"",
+            self.url()
         )
     }
 
@@ -83,7 +111,14 @@ impl Redis {
 
     /// The same with arguments that may be no text.
     pub async fn ask_bytes<T: redis::FromRedisValue>(&self, command: &[&[u8]]) -> T {
-        let client = redis::Client::open(format!("redis://{}", self.address)).expect("a URL");
+        let client = match &self.ca {
+            None => redis::Client::open(self.url()),
+            Some(ca) => {
+                let root_cert = Some(ca.clone().into_bytes());
+                redis::Client::build_with_tls(self.url(), TlsCertificates { client_tls: None, root_cert })
+            }
+        };
+        let client = client.expect("a URL");
         let mut connection = client.get_multiplexed_async_connection().await.expect("it is there");
         let mut asked = redis::Cmd::new();
         asked.arg(command);
