@@ -74,7 +74,12 @@ const SCRIPTS: &[(&str, &str, &str)] = &[
         "time|memory",
     ),
     ("a repetition of a gigabyte", "local s = (\"x\"):rep(1 << 30)", "runtime"),
-    ("a string that doubles", "local s = \"x\" while true do s = s .. s end", "memory"),
+    (
+        "a string of more than there may be",
+        "local s = (\"x\"):rep(1 << 20) for _ = 1, 4 do s = s .. s .. s .. s end",
+        "memory",
+    ),
+    ("a string that doubles", "local s = \"x\" while true do s = s .. s end", "memory|time"),
     ("a table that grows", "local t = {} while true do t[#t + 1] = { #t } end", "memory|time"),
     ("many coroutines", "local t = {} while true do t[#t + 1] = coroutine.create(print) end", "memory|time"),
     ("a recursion without end", "local function f() return 1 + f() end f()", "runtime|time|memory"),
