@@ -99,7 +99,8 @@ def floor(rig, _tags, values):
     binary = rig.path("floor")
     if not os.path.exists(binary):
         subprocess.run(["cc", "-O2", "-o", binary, os.path.join(HERE, "floor.c")], check=True)
-    return [binary, str(values["port"]), str(values["upstream"])], {}
+    pings = values.get("pings")
+    return [binary, str(values["port"]), str(values["upstream"]), *([str(pings)] if pings else [])], {}
 
 
 def envoy_binary():
@@ -124,6 +125,8 @@ PROXIES = {
     FLOOR: floor,
 }
 PEERS = ["haproxy", "nginx", "envoy"]
+# Those that ping both ends of an idle session; the peers do not.
+PINGING = ["streamgate", "streamgate shipped", FLOOR]
 
 
 def missing(name):
@@ -157,9 +160,9 @@ def free_port():
 class Proxy:
     """A fresh process of a proxy, which listens."""
 
-    def __init__(self, rig, name, upstream, tls):
+    def __init__(self, rig, name, upstream, tls, **values):
         self.name, self.tls, self.port = name, tls, free_port()
-        command, env = PROXIES[name](rig, {"tls" if tls else "plain"}, {"port": self.port, "upstream": upstream})
+        command, env = PROXIES[name](rig, {"tls" if tls else "plain"}, {"port": self.port, "upstream": upstream, **values})
         self.log = rig.path(f"{name.replace(' ', '-')}.log")
         self.process = start(command, rig.cpus and rig.cpus[0], env, self.log)
         try:

@@ -23,10 +23,13 @@ import tempfile
 
 import table
 from check import check
-from proxies import FLOOR, HERE, NEVER, PEERS, PROXIES, Failure, Proxy, Rig, cpu_ns, end, missing, start, versions
+from proxies import FLOOR, HERE, NEVER, PEERS, PINGING, PROXIES, Failure, Proxy, Rig, cpu_ns, end, missing, start, versions
 
 # Open files of each process; a proxy needs two for a session.
 N_FILES = 20_000
+
+# What `sessions.keepalive.interval` is by default.
+PING_SECONDS = 10
 
 
 class Upstream:
@@ -82,21 +85,28 @@ def measure_http(rig, options, name, tls):
     return figures, report
 
 
+def fan_in(rig, options, proxy, *phases):
+    """Opens sessions and does something with them; what `streamgate bench fan-in` says of it."""
+    path = rig.path("fan-in.json")
+    command = [options.load, "bench", "fan-in", "--url", proxy.url("ws") + "/sign_in", "--token", rig.token, "--pid", str(proxy.process.pid)]
+    command += [*map(str, phases), "--no-storm", "--quiet", "--json", path]
+    if proxy.tls:
+        command += ["--ca", rig.path("cert.pem")]
+    run(command, rig.cpus and rig.cpus[1], proxy.said)
+    with open(path) as file:
+        report = json.load(file)
+    report.pop("series", None)
+    echo = report.get("echo") or {"sent": 0, "received": 0}
+    if report["ramp"]["failed"] or report["idle"]["lost"] or echo["received"] != echo["sent"]:
+        raise Failure(f"{proxy.name}: not all sessions opened and stayed, or not all echoes came back: {json.dumps(report)}")
+    return report
+
+
 def measure_sessions(rig, options, name, tls):
     with Upstream(options.load, rig.cpus and rig.cpus[1]) as upstream, Proxy(rig, name, upstream.port, tls) as proxy:
-        path = rig.path("fan-in.json")
-        command = [options.load, "bench", "fan-in", "--url", proxy.url("ws") + "/sign_in", "--token", rig.token, "--pid", str(proxy.process.pid)]
-        command += ["--sessions", str(options.sessions), "--ramp", str(options.ramp), "--idle", str(options.idle)]
-        command += ["--messages", str(options.messages), "--echo", str(options.echo), "--no-storm", "--quiet", "--json", path]
-        if tls:
-            command += ["--ca", rig.path("cert.pem")]
-        run(command, rig.cpus and rig.cpus[1], proxy.said)
-        with open(path) as file:
-            report = json.load(file)
-    report.pop("series", None)
+        phases = ["--sessions", options.sessions, "--ramp", options.ramp, "--idle", options.idle, "--messages", options.messages, "--echo", options.echo]
+        report = fan_in(rig, options, proxy, *phases)
     ramp, idle, echo = report["ramp"], report["idle"], report["echo"]
-    if ramp["opened"] != options.sessions or ramp["failed"] or idle["lost"] or echo["received"] != echo["sent"]:
-        raise Failure(f"{name}: not all sessions opened and stayed, or not all echoes came back: {json.dumps(report)}")
     figures = {
         "session_cpu_us": ramp["cpu_us_per_session"],
         "session_p50_us": ramp["latency"]["p50"],
@@ -106,26 +116,41 @@ def measure_sessions(rig, options, name, tls):
         "echo_p50_us": echo["latency"]["p50"],
         "echo_p99_us": echo["latency"]["p99"],
     }
-    if name == FLOOR:
-        figures.pop("session_pss_kib")  # it keeps nothing for a session
     return figures, report
+
+
+def measure_idle(rig, options, name, tls):
+    with Upstream(options.load, rig.cpus and rig.cpus[1]) as upstream, Proxy(rig, name, upstream.port, tls, pings=PING_SECONDS) as proxy:
+        phases = ["--sessions", options.idle_sessions, "--ramp", options.idle_sessions // 9 + 1, "--idle", options.long_idle, "--echo", 0]
+        report = fan_in(rig, options, proxy, *phases)
+    return {"idle_cpu_us": report["idle"]["cpu_percent_of_core"] / 100 * PING_SECONDS * 1e6 / options.idle_sessions}, report
+
+
+def has(name, tls, key):
+    """Whether a proxy has a figure."""
+    if name == FLOOR:
+        return not tls and key != "session_pss_kib"  # it knows no TLS, and keeps nothing for a session
+    if name == NEVER:
+        return key.startswith("http_")
+    return key != "idle_cpu_us" or name in PINGING
 
 
 def measure(rig, options, names, kinds):
     """All samples: in each round every proxy in turn, and each round begins with another one."""
     samples = []
-    plans = [("http", measure_http, names, options.rounds)]
-    plans += [("sessions", measure_sessions, [it for it in names if it != NEVER], options.session_rounds)]
-    for what, one, names, n_rounds in plans:
+    plans = [("http", measure_http, "http_cpu_us", options.rounds)]
+    plans += [("sessions", measure_sessions, "session_cpu_us", options.session_rounds)]
+    plans += [("idle", measure_idle, "idle_cpu_us", options.session_rounds)]
+    for what, one, key, n_rounds in plans:
         for number in range(n_rounds if what in options.only else 0):
             for tls in kinds:
-                for name in names[number % len(names) :] + names[: number % len(names)]:
-                    if tls and name == FLOOR:
-                        continue
+                those = [it for it in names if has(it, tls, key)]
+                for name in those[number % len(those) :] + those[: number % len(those)]:
                     figures, report = one(rig, options, name, tls)
+                    figures = {key: value for key, value in figures.items() if has(name, tls, key)}
                     for key, value in figures.items():
-                        # A few sessions can find room in what the process had already.
-                        may_be_nothing = options.smoke and key == "session_pss_kib"
+                        # A few sessions can find room in what the process had already, and are not pinged so soon.
+                        may_be_nothing = options.smoke and key in ("session_pss_kib", "idle_cpu_us")
                         if value is None or value < 0 or (value == 0 and not may_be_nothing):
                             raise Failure(f"{name} ({'TLS' if tls else 'plain'}): {key} is {value}, and should be more than 0: {json.dumps(report)}")
                     samples.append({"what": what, "round": number, "tls": tls, "proxy": name, "figures": figures, "report": report})
@@ -149,7 +174,7 @@ def arguments():
     parser.add_argument("--load", help="the streamgate that makes the load, if it is another")
     parser.add_argument("--proxies", type=lambda it: it.split(","), help="only these: " + ", ".join(PROXIES))
     parser.add_argument("--never", action="store_true", help=f"also `{NEVER}`: a new upstream connection for each HTTP request")
-    parser.add_argument("--only", choices=["http", "sessions"], action="append")
+    parser.add_argument("--only", choices=["http", "sessions", "idle"], action="append")
     parser.add_argument("--tls", choices=["on", "off", "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5, help="of HTTP")
     parser.add_argument("--session-rounds", type=int, default=3)
@@ -159,6 +184,8 @@ def arguments():
     parser.add_argument("--sessions", type=int, default=4000)
     parser.add_argument("--ramp", type=int, default=500, help="sessions per second")
     parser.add_argument("--idle", type=int, default=5, help="seconds")
+    parser.add_argument("--idle-sessions", type=int, default=9000, help="sessions whose pings are measured")
+    parser.add_argument("--long-idle", type=int, default=20, help="seconds of it")
     parser.add_argument("--messages", type=int, default=2000, help="per second, over all sessions")
     parser.add_argument("--echo", type=int, default=10, help="seconds")
     parser.add_argument("--pin", action="store_true", help="the proxy on one CPU, upstream and load on the others")
@@ -166,11 +193,11 @@ def arguments():
     parser.add_argument("--json", help="write all samples there")
     options = parser.parse_args()
     if options.smoke:
-        options.rounds = options.session_rounds = options.seconds = options.warm_up = options.idle = options.echo = 1
-        options.sessions, options.messages = 500, 500
+        options.rounds = options.session_rounds = options.seconds = options.warm_up = options.idle = options.long_idle = options.echo = 1
+        options.sessions = options.idle_sessions = options.messages = 500
     options.binary = os.path.abspath(options.binary)
     options.load = os.path.abspath(options.load or options.binary)
-    options.only = options.only or ["http", "sessions"]
+    options.only = options.only or ["http", "sessions", "idle"]
     return options
 
 
@@ -216,15 +243,13 @@ def compare(options):
         with open(options.markdown, "w") as file:
             file.write(table.markdown(rows))
     if options.smoke:
-        n_measures = len({it["measure"] for it in rows})
-        n_cells = n_measures * len(kinds) * len(names)
-        if FLOOR in names:
-            n_cells -= n_measures * (True in kinds) + (False in kinds)  # no TLS, and no memory
-        if len(rows) != n_cells:
-            raise Failure(f"the table has {len(rows)} cells of {n_cells}")
-        return print(f"peers: all {n_cells} cells of the table are there")
+        wanted = {(key, tls, name) for what, key, *_ in table.MEASURES if what in options.only for tls in kinds for name in names if has(name, tls, key)}
+        lacking = wanted - {(it["measure"], it["tls"], it["proxy"]) for it in rows}
+        if lacking:
+            raise Failure(f"the table lacks {lacking}")
+        return print(f"peers: all {len(wanted)} cells of the table are there")
     print(f"\n{about['date']}, {about['cpus']} CPUs, Linux {about['kernel']}; " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))
-    rounds = {"http": options.rounds, "sessions": options.session_rounds}
+    rounds = {"http": options.rounds, "sessions": options.session_rounds, "idle": options.session_rounds}
     print("Median of " + " and ".join(f"{rounds[it]} rounds ({it})" for it in options.only) + ", lowest and highest in brackets; ratios are within a round.")
     print(table.terminal(rows))
 

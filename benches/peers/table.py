@@ -2,34 +2,36 @@
 
 import statistics
 
-from proxies import PEERS
+from proxies import FLOOR, PEERS
 
-# Key of the figure, what it is, unit, digits after the point.
+# What is measured, key of the figure, what it is, unit, digits after the point.
 MEASURES = [
-    ("http_cpu_us", "HTTP keep-alive: CPU per request", "µs", 1),
-    ("http_p50_us", "HTTP keep-alive: latency p50, closed loop", "µs", 0),
-    ("http_p99_us", "HTTP keep-alive: latency p99, closed loop", "µs", 0),
-    ("session_cpu_us", "session set-up: CPU", "µs", 1),
-    ("session_p50_us", "session set-up: latency p50", "µs", 0),
-    ("session_p99_us", "session set-up: latency p99", "µs", 0),
-    ("session_pss_kib", "idle session: PSS", "KiB", 2),
-    ("echo_cpu_us", "echo round trip: CPU", "µs", 1),
-    ("echo_p50_us", "echo round trip: latency p50", "µs", 0),
-    ("echo_p99_us", "echo round trip: latency p99", "µs", 0),
+    ("http", "http_cpu_us", "HTTP keep-alive: CPU per request", "µs", 1),
+    ("http", "http_p50_us", "HTTP keep-alive: latency p50, closed loop", "µs", 0),
+    ("http", "http_p99_us", "HTTP keep-alive: latency p99, closed loop", "µs", 0),
+    ("sessions", "session_cpu_us", "session set-up: CPU", "µs", 1),
+    ("sessions", "session_p50_us", "session set-up: latency p50", "µs", 0),
+    ("sessions", "session_p99_us", "session set-up: latency p99", "µs", 0),
+    ("sessions", "session_pss_kib", "idle session: PSS", "KiB", 2),
+    ("idle", "idle_cpu_us", "idle session: CPU for the pings of 10 s", "µs", 1),
+    ("sessions", "echo_cpu_us", "echo round trip: CPU", "µs", 1),
+    ("sessions", "echo_p50_us", "echo round trip: latency p50", "µs", 0),
+    ("sessions", "echo_p99_us", "echo round trip: latency p99", "µs", 0),
 ]
 
 
 def summarize(samples):
     """A row for each measure, TLS and proxy, from samples of {round, tls, proxy, figures}."""
     rows = []
-    for key, title, unit, digits in MEASURES:
+    for _, key, title, unit, digits in MEASURES:
         for tls in sorted({it["tls"] for it in samples}):
             values = {}
             for it in samples:
                 if it["tls"] == tls and key in it["figures"]:
                     values.setdefault(it["proxy"], {})[it["round"]] = it["figures"][key]
             peers = {name: statistics.median(values[name].values()) for name in PEERS if name in values}
-            best = min(peers, key=peers.get, default=None)
+            # No peer pings idle sessions.
+            best = min(peers, key=peers.get, default=FLOOR if FLOOR in values else None)
             for name, by_round in values.items():
                 row = {"measure": key, "title": title, "unit": unit, "digits": digits, "tls": tls, "proxy": name, "best": best}
                 row |= spread(list(by_round.values()), "")
@@ -53,7 +55,7 @@ def figure(row, prefix, digits):
 
 def cells(rows):
     """For each measure: its title, the best peers, and a line for each proxy."""
-    for key, title, unit, digits in MEASURES:
+    for _, key, title, unit, digits in MEASURES:
         here = [it for it in rows if it["measure"] == key]
         if not here:
             continue
