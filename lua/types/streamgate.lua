@@ -107,13 +107,15 @@ function request:get(name) end
 function request:set(name, value) end
 
 ---Refuses the request, or ends the session. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
----schema declares; `headers` go with the answer, each a string or a list of them. Return what it gives: `return request:reject(…)`.
+---schema declares; `headers` go with the answer, each a string or a list of them. Those that frame a message, such as
+---`content-length` and `transfer-encoding`, are the gateway's to say, and are left out. Return what it gives: `return request:reject(…)`.
 ---@param code string
 ---@param headers? table
 ---@return streamgate.Decision
 function request:reject(code, headers) end
 
----Answers the request here, without an upstream. Return what it gives: `return request:respond(…)`.
+---Answers the request here, without an upstream. Headers that frame a message, such as `content-length` and
+---`transfer-encoding`, are the gateway's to say, and are left out. Return what it gives: `return request:respond(…)`.
 ---@param status integer
 ---@param headers? table
 ---@param body? string

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 /// What of a body is still to come.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,8 +44,7 @@ impl Body {
         if headers.contains_key(TRANSFER_ENCODING) {
             return Body::Chunks(Chunk::Size);
         }
-        let length = headers.get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
-        match length {
+        match headers.get(CONTENT_LENGTH).and_then(number) {
             None | Some(0) => Body::Done,
             Some(n) => Body::Length(n),
         }
@@ -55,6 +54,7 @@ impl Body {
     /// places is none.
     pub(crate) fn of_answer(
         method: &Method,
+        minor: u8,
         status: StatusCode,
         headers: &HeaderMap,
     ) -> Result<Body, Malformed> {
@@ -62,17 +62,14 @@ impl Body {
             return Ok(Body::Done);
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-        match (codings.next(), lengths.next()) {
+        match (codings.next(), headers.get(CONTENT_LENGTH)) {
             (None, None) => Ok(Body::Rest),
-            (None, Some(length)) => {
-                let text = length.to_str().ok().filter(|it| it.bytes().all(|it| it.is_ascii_digit()));
-                match text.and_then(|it| it.parse().ok()).filter(|_| lengths.all(|it| it == length)) {
-                    None => Err(Malformed("an answer without a clear length")),
-                    Some(0) => Ok(Body::Done),
-                    Some(n) => Ok(Body::Length(n)),
-                }
-            }
+            (None, Some(_)) => match clear_length(headers).and_then(number) {
+                None => Err(Malformed("an answer without a clear length")),
+                Some(0) => Ok(Body::Done),
+                Some(n) => Ok(Body::Length(n)),
+            },
+            (Some(_), _) if minor == 0 => Err(Malformed("Transfer-Encoding in HTTP/1.0")),
             (Some(coding), None)
                 if codings.next().is_none() && coding.as_bytes().eq_ignore_ascii_case(b"chunked") =>
             {
@@ -143,11 +140,29 @@ impl Body {
                         *self = Body::Done;
                         return Ok(None);
                     }
+                    if !is_line(&line, |it| it.contains(&b':')) {
+                        return Err(Malformed("a trailer that is no header"));
+                    }
                     *left = left.checked_sub(line.len()).ok_or(Malformed("too many trailers"))?;
                 }
             }
         }
     }
+}
+
+/// The length that all lines name, where nothing else says where the body ends. Also an answer without a body can have one:
+/// that of the body that it stands for.
+pub(crate) fn clear_length(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let length = headers.get(CONTENT_LENGTH).filter(|it| number(it).is_some())?;
+    let is_clear = !headers.contains_key(TRANSFER_ENCODING)
+        && headers.get_all(CONTENT_LENGTH).iter().all(|it| it == length);
+    is_clear.then_some(length)
+}
+
+/// A number of digits alone.
+fn number(value: &HeaderValue) -> Option<u64> {
+    let text = value.to_str().ok().filter(|it| it.bytes().all(|it| it.is_ascii_digit()))?;
+    text.parse().ok()
 }
 
 /// Whether an answer with this status has a body (RFC 9110 section 6.4.1).
@@ -172,13 +187,20 @@ fn chunk_size(buf: &mut BytesMut) -> Result<Option<u64>, Malformed> {
         return Err(MALFORMED);
     }
     match httparse::parse_chunk_size(buf) {
-        Ok(httparse::Status::Complete((end, size))) => {
+        Ok(httparse::Status::Complete((end, size))) if is_line(&buf[..end], |_| true) => {
             buf.advance(end);
             Ok(Some(size))
         }
         Ok(httparse::Status::Partial) if buf.len() <= LONGEST_LINE => Ok(None),
-        Ok(httparse::Status::Partial) | Err(_) => Err(MALFORMED),
+        Ok(_) | Err(_) => Err(MALFORMED),
     }
+}
+
+/// Whether this is one line however it is read: it ends with CRLF, and has no control character before that which others
+/// could take for its end.
+fn is_line(line: &[u8], is_right: impl Fn(&[u8]) -> bool) -> bool {
+    line.strip_suffix(b"\r\n")
+        .is_some_and(|it| it.iter().all(|it| *it == b'\t' || !it.is_ascii_control()) && is_right(it))
 }
 
 #[cfg(test)]
@@ -234,6 +256,12 @@ mod tests {
             b"1\r\na\n",
             b"1\r\na\rb",
             b"1\r\na0\r\n\r\n",
+            b"1;a\nb\r\na\r\n",
+            b"1;a\0b\r\na\r\n",
+            b"0\r\n\nGET / HTTP/1.1\r\n\r\n",
+            b"0\r\nX-Y: z\n\r\n",
+            b"0\r\nX-Y: a\rb\r\n\r\n",
+            b"0\r\nno header\r\n\r\n",
             &long,
             &trailers,
         ] {
@@ -251,7 +279,7 @@ mod tests {
             for (name, value) in lines {
                 headers.append(*name, http::HeaderValue::from_static(value));
             }
-            Body::of_answer(&method, StatusCode::from_u16(status).expect("a status"), &headers)
+            Body::of_answer(&method, 1, StatusCode::from_u16(status).expect("a status"), &headers)
         };
         let (length, chunked) = (("content-length", "7"), ("transfer-encoding", "Chunked"));
         assert_eq!(of(Method::GET, 200, &[length]), Ok(Body::Length(7)));
@@ -277,6 +305,12 @@ mod tests {
         ] {
             assert!(of(Method::GET, 200, broken).is_err(), "{broken:?}");
         }
+        let mut headers = HeaderMap::new();
+        headers.insert("transfer-encoding", http::HeaderValue::from_static("chunked"));
+        assert!(
+            Body::of_answer(&Method::GET, 0, StatusCode::OK, &headers).is_err(),
+            "HTTP/1.0 has no chunks"
+        );
     }
 
     #[test]

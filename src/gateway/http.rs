@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use crate::clock::Timer;
 use crate::config;
 use crate::gateway::admit::{self, Seat};
-use crate::gateway::body::{Body, may_have_body};
+use crate::gateway::body::{Body, clear_length, may_have_body};
 use crate::gateway::conn::Conn;
 use crate::gateway::head::{self, Manner};
 use crate::gateway::pool::Pool;
@@ -357,8 +357,8 @@ impl Forward<'_> {
             let rejection = Rejection::because(Code::UpstreamKey, "the upstream answered 401");
             return Err(Stop::Reject(rejection).into());
         }
+        let length = clear_length(&answer.headers).cloned();
         let mut headers = passed_back(std::mem::take(&mut answer.headers));
-        let length = headers.remove(CONTENT_LENGTH);
         admit::keep_session(shared, &self.route.resume, self.exchange, function, seat, &mut headers);
         self.exchange.response = ResponseHead { status, headers };
         self.route.chain.run_now(Phase::ResponseHeaders, self.exchange, &self.worker.watch)?;
@@ -426,7 +426,7 @@ impl Framing {
 impl Upstream {
     /// The head of the answer was read.
     fn answers(self, head: head::ResponseHead, method: &Method) -> Result<Answer, DialError> {
-        let body = Body::of_answer(method, head.status, &head.headers)
+        let body = Body::of_answer(method, head.minor, head.status, &head.headers)
             .map_err(|it| DialError::Garbage(it.to_string()))?;
         let keeps_alive = head.keeps_alive();
         Ok(Answer { upstream: self, status: head.status, headers: head.headers, body, keeps_alive })

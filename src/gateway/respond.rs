@@ -1,13 +1,17 @@
 //! The one place that writes an error to a browser.
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER, TRANSFER_ENCODING,
+    UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::json;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::clock::Clock;
+use crate::gateway::body::may_have_body;
 use crate::gateway::head;
 use crate::gateway::upstream::DialError;
 use crate::policy::{Chain, Exchange, LocalResponse, Phase, ResponseHead, Stop, Watch};
@@ -81,17 +85,22 @@ pub(crate) fn dress<W: Watch>(
     }
 }
 
-/// A response as it goes over an HTTP/1 connection.
+/// A response as it goes over an HTTP/1 connection. How it is framed is said here, whatever its headers say.
 pub(crate) fn encode(response: &LocalResponse, method: &Method, keep_alive: bool, clock: &Clock) -> BytesMut {
     let LocalResponse { status, headers, body } = response;
     let mut headers = headers.clone();
-    if *status != StatusCode::NO_CONTENT && *status != StatusCode::NOT_MODIFIED {
+    for name in [TRANSFER_ENCODING, CONTENT_LENGTH, UPGRADE] {
+        headers.remove(name);
+    }
+    let body = if *status == StatusCode::RESET_CONTENT { &[] } else { &body[..] }; // RFC 9110 section 15.3.6
+    let has_body = may_have_body(*status);
+    if has_body {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     headers.insert(CONNECTION, HeaderValue::from_static(if keep_alive { "keep-alive" } else { "close" }));
     stamp(&mut headers, clock);
     let mut bytes = head::write_response(*status, &headers);
-    if method != Method::HEAD && headers.contains_key(CONTENT_LENGTH) {
+    if has_body && method != Method::HEAD {
         bytes.extend_from_slice(body);
     }
     bytes

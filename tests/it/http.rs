@@ -115,6 +115,11 @@ async fn no_body_follows_where_none_may() {
         ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n", "", Some("5")),
         ("GET", "HTTP/1.1 204 No Content\r\n", "", None),
         ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", "", Some("0")),
+        // A length that is none is not passed on.
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: abc\r\n", "", None),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 7\r\n", "", None),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n", "", None),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5, 5\r\n", "", None),
     ] {
         let upstream = Upstream::that(Act::Begin(format!("{head}\r\n{body}"))).await;
         let gateway = Gateway::in_front_of(&upstream).start().await;
@@ -165,11 +170,14 @@ async fn who_does_not_want_the_body_may_say_so_at_once() {
 async fn a_body_that_is_none_is_refused_before_more_of_it_goes_upstream() {
     let upstream = Upstream::that(Act::Silence).await;
     let gateway = Gateway::in_front_of(&upstream).start().await;
-    let mut client = gateway.connect().await;
-    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n").await;
-    let answer = client.answer().await;
-    assert_eq!((answer.status, answer.code().as_str()), (400, "request.malformed"));
-    assert!(client.try_answer("GET").await.is_none());
+    for body in ["zz\r\n", "1;a\nb\r\na\r\n", "0\r\n\nGET /y HTTP/1.1\r\n", "0\r\nX: a\rb\r\n"] {
+        let mut client = gateway.connect().await;
+        let head = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.send(format!("{head}{body}").as_bytes()).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "request.malformed"), "{body:?}");
+        assert!(client.try_answer("GET").await.is_none(), "{body:?}");
+    }
 }
 
 #[tokio::test]

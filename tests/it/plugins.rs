@@ -3,10 +3,56 @@
 use crate::support::upstream::{Act, header};
 use crate::support::{FUNCTION, Gateway, TOKEN, Upstream, log};
 
+/// Says how its answer ends, in every way in which that is not for it to say.
+const FRAMES: &str = r#"
+local M = {}
+function M.on_request(request)
+  local status = tonumber(request:path():sub(2))
+  local headers = { ["Transfer-Encoding"] = "chunked", ["content-length"] = { "5", "99" }, connection = "x", upgrade = "h2c" }
+  if status == 401 then return request:reject("auth.missing_token", headers) end
+  return request:respond(status, headers, "hello")
+end
+return M
+"#;
+
 const SCHEMA: &str = "return { summary = \"A plugin of a test.\", phases = { \"PHASE\" } }";
 
 fn schema(phase: &str) -> String {
     SCHEMA.replace("PHASE", phase)
+}
+
+#[tokio::test]
+async fn what_a_plugin_answers_ends_where_the_gateway_says() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .plugin("frames", &schema("on_request"), FRAMES)
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .chain("\"frames\"")
+        .start()
+        .await;
+    // One connection: the next answer begins where the last one has ended.
+    let mut client = gateway.connect().await;
+    for (status, method, length, body) in [
+        (200, "GET", Some("5"), "hello"),
+        (200, "HEAD", Some("5"), ""),
+        (204, "GET", None, ""),
+        (205, "GET", Some("0"), ""),
+        (304, "GET", None, ""),
+        (418, "GET", Some("5"), "hello"),
+    ] {
+        client.request(method, &format!("/{status}"), &[], b"").await;
+        let answer = client.answer_to(method).await;
+        assert_eq!((answer.status, answer.text().as_str()), (status, body), "{method}");
+        assert_eq!(answer.header("content-length").as_deref(), length, "{status}");
+        assert_eq!(answer.header("connection").as_deref(), Some("keep-alive"), "{status}");
+        assert_eq!((answer.header("transfer-encoding"), answer.header("upgrade")), (None, None), "{status}");
+    }
+    client.request("GET", "/401", &[], b"").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (401, "auth.missing_token"));
+    assert_eq!(answer.all("content-length"), [answer.body.len().to_string()]);
+    assert_eq!(answer.header("transfer-encoding"), None);
+    assert!(client.buf.is_empty());
 }
 
 #[tokio::test]

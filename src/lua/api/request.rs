@@ -170,7 +170,8 @@ handle! {
     }
 
     /// Refuses the request, or ends the session. `code` is one of the gateway's own codes (`auth.missing_token`) or one that the plugin's
-    /// schema declares; `headers` go with the answer, each a string or a list of them. Return what it gives: `return request:reject(…)`.
+    /// schema declares; `headers` go with the answer, each a string or a list of them. Those that frame a message, such as
+    /// `content-length` and `transfer-encoding`, are the gateway's to say, and are left out. Return what it gives: `return request:reject(…)`.
     #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest | SessionMessage | SessionTick)]
     #[example("return request:reject \"auth.missing_token\"")]
     fn reject(_lua, live, code: LuaString, headers: Option<Table>) -> Choice {
@@ -184,7 +185,8 @@ handle! {
         decide(live, Decision::Reject(rejection))
     }
 
-    /// Answers the request here, without an upstream. Return what it gives: `return request:respond(…)`.
+    /// Answers the request here, without an upstream. Headers that frame a message, such as `content-length` and
+    /// `transfer-encoding`, are the gateway's to say, and are left out. Return what it gives: `return request:respond(…)`.
     #[phases(OnRequest | Authenticate | Authorize | Select | UpstreamRequest)]
     #[example("return request:respond(204)")]
     fn respond(_lua, live, status: i64, headers: Option<Table>, body: Option<LuaString>) -> Choice {
