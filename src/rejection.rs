@@ -95,7 +95,7 @@ codes! {
     HostInvalid "request.host_invalid" 400 Client "The request needs exactly one valid Host header.";
     BodyFraming "request.body_framing" 400 Client "The length of the request body is contradictory or unclear.";
     MethodNotAllowed "request.method_not_allowed" 405 Client "This method is not served here.";
-    HeadTimeout "request.head_timeout" 408 Client "The request head did not arrive in time.";
+    HeadTimeout "request.head_timeout" 408 Client "The request did not arrive in time.";
     UriTooLong "request.uri_too_long" 414 Client "The request target is too long.";
     HeadTooLarge "request.head_too_large" 431 Client "The request head is too large.";
     TooManyHeaders "request.too_many_headers" 431 Client "The request has too many headers.";

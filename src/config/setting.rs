@@ -99,7 +99,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("upstream.connect_timeout", "duration", "\"4s\"",
         "Time for the TCP connection and its TLS handshake."),
     setting("upstream.handshake_timeout", "duration", "\"35s\"",
-        "Time for the upstream's answer head. NVCF answers 504 after 30 s, so less would hide its reason."),
+        "Time for the upstream's answer head, once it has the request. NVCF answers 504 after 30 s, so less would hide its reason. It is not for bodies: 60 s may pass between two pieces of one, either way."),
     setting("upstream.pool", "`never`, `per-client` or `shared`", "\"never\"",
         "Whether plain HTTP requests reuse upstream connections. NVCF binds a worker to a TCP connection, so `never` is right there; `per-client` reuses within one browser connection; `shared` is for upstreams that are not NVCF."),
 

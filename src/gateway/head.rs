@@ -103,14 +103,31 @@ pub(crate) async fn read_response<R: AsyncRead + Unpin>(
     buf: &mut BytesMut,
     limits: Limits,
 ) -> Result<ResponseHead, HeadError> {
-    let mut pace = Pace::default();
+    let mut heads = Heads::default();
     loop {
-        if pace.is_due(buf, limits)
-            && let Some(head) = parse_response(buf, limits).map_err(HeadError::Refused)?
-        {
+        if let Some(head) = heads.next(buf, limits).map_err(HeadError::Refused)? {
             return Ok(head);
         }
         read_more(conn, buf).await?;
+    }
+}
+
+/// Takes response heads out of what has come.
+#[derive(Default)]
+pub(crate) struct Heads(Pace);
+
+impl Heads {
+    /// The next head, once it is whole. What follows it stays in `buf`.
+    pub(crate) fn next(
+        &mut self,
+        buf: &mut BytesMut,
+        limits: Limits,
+    ) -> Result<Option<ResponseHead>, Rejection> {
+        let head = if self.0.is_due(buf, limits) { parse_response(buf, limits)? } else { None };
+        if head.is_some() {
+            self.0 = Pace::default();
+        }
+        Ok(head)
     }
 }
 

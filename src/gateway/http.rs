@@ -4,21 +4,23 @@
 //! its session; what that cost is in `ARCHITECTURE.md`.
 
 use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::clock::Timer;
 use crate::config;
 use crate::gateway::admit::{self, Seat};
 use crate::gateway::body::{Body, clear_length, may_have_body};
 use crate::gateway::conn::Conn;
-use crate::gateway::head::{self, Manner};
+use crate::gateway::head::{self, Heads, Manner};
 use crate::gateway::pool::Pool;
 use crate::gateway::respond;
 use crate::gateway::upstream::{self, DialError, MOST_INFORMATIONAL, never_final};
@@ -27,11 +29,14 @@ use crate::lua::RouteChain;
 use crate::policy::{Exchange, Function, Phase, ResponseHead, Stop, passed_back};
 use crate::rejection::{Code, Rejection};
 
-/// Time between two pieces of a body, and for a write of one.
+/// Time between two pieces of a body, either way, and for a write of one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes read of a request's body at a time, and bytes of an answer that are gathered before they are written.
+/// Bytes read of a body at a time, and bytes that are gathered before they are written.
 const PIECE: usize = 16 << 10;
+
+/// Bytes read of an answer first. Most heads fit, and many bodies with them.
+const HEAD: usize = 4 << 10;
 
 /// Serves one request; gives the connection back when another may follow. `own` has the connections upstream that this
 /// browser's connection may use again.
@@ -74,9 +79,13 @@ pub(crate) async fn serve(
         Err(Failure::Stopped(stop)) => stop,
         Err(Failure::Upstream(error)) => Stop::Reject(respond::rescue_dial(&error)),
         Ok(_) | Err(Failure::BrowserGone) => {
-            if served.is_err() && !is_answered {
-                tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
-                worker.browser_gone(&mut exchange);
+            match served {
+                Err(_) if is_answered => conn.reset_on_drop(), // what has come is not all, and must not look like it
+                Err(_) => {
+                    tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
+                    worker.browser_gone(&mut exchange);
+                }
+                Ok(_) => {}
             }
             worker.finish_request(&mut exchange, &route.chain, n_sent, n_received, started);
             return matches!(served, Ok(true)).then_some((conn, rest));
@@ -131,11 +140,30 @@ struct Prepared {
     seat: Seat,
 }
 
-/// A connection that the request went over.
+/// A connection that the request goes over.
 struct Upstream {
     conn: Conn,
     /// What it has said beyond what was looked at.
     buf: BytesMut,
+    has_spoken: bool,
+    /// What it has not taken yet.
+    out: BytesMut,
+    /// What was written may stand in a buffer.
+    needs_flush: bool,
+    /// Why it takes no more.
+    failed: Option<DialError>,
+    /// It takes no more. It may have said why.
+    is_deaf: bool,
+}
+
+/// What has happened on the way upstream.
+enum Moved {
+    /// It has said something.
+    Read,
+    /// It has taken something.
+    Written,
+    /// It says no more.
+    End,
 }
 
 /// An answer whose head was read.
@@ -201,7 +229,7 @@ impl Forward<'_> {
                     () = self.conn.gone(&mut self.rest) => return Err(Failure::BrowserGone),
                 },
             };
-            match self.send(Upstream { conn, buf: BytesMut::new() }, prepared).await {
+            match self.send(conn, prepared).await {
                 // A server may close a connection at the moment in which it is used again; then it has not read the request.
                 Err(Failure::Upstream(DialError::Closed(_))) if was_used && self.may_repeat() => {}
                 sent => return sent,
@@ -222,57 +250,81 @@ impl Forward<'_> {
         self.n_received == 0 && self.exchange.method.is_idempotent()
     }
 
-    /// Sends head and body until the head of the final answer has come.
-    async fn send(&mut self, mut upstream: Upstream, prepared: &Prepared) -> Result<Answer, Failure> {
-        let mut out = head::write_request(&self.exchange.method, &prepared.target, 1, &prepared.headers);
-        // What has come of the body already goes along.
-        while out.len() < PIECE && !self.is_passed_on {
-            match look(&mut self.rest, &mut self.body, self.is_passed_on)? {
-                Some(said) => self.put(&mut out, &said),
-                None => break,
-            }
+    /// Sends head and body until the head of the final answer has come. Whoever does not want the body may say so while it
+    /// is on its way, and take no more of it.
+    async fn send(&mut self, conn: Conn, prepared: &Prepared) -> Result<Answer, Failure> {
+        let head = head::write_request(&self.exchange.method, &prepared.target, 1, &prepared.headers);
+        let mut upstream = Upstream::new(conn, head);
+        if self.is_passed_on {
+            self.framing.end(&mut upstream.out); // an empty body goes once more, over another connection than before
         }
+        // What has come of the body already goes along.
+        self.gather(&mut upstream.out)?;
         let worker = self.worker;
         let (clock, patience) = (&worker.shared.clock, worker.shared.config.upstream.handshake_timeout);
-        let mut written = self.write_upstream(&mut upstream, &out).await;
-        let mut n_informational = 0;
+        let (mut since, mut heads, mut n_informational) = (clock.now(), Heads::default(), 0);
         loop {
-            let until = clock.now() + patience;
-            let head = tokio::select! {
-                biased;
-                head = upstream::read_head(&mut upstream.conn, &mut upstream.buf) => head,
-                said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on, worker),
-                    if written.is_ok() =>
-                {
-                    out.clear();
-                    self.put(&mut out, &said?);
-                    written = self.write_upstream(&mut upstream, &out).await;
-                    continue;
-                }
-                () = poll_fn(|cx| self.timer.poll_lazily(cx, clock, until)) => Err(DialError::Timeout),
-            };
-            // Whoever does not want the body may say so, and read no more of it.
-            let head = match head {
-                Ok(head) => head,
-                Err(error) => return Err(written.err().unwrap_or(error).into()),
-            };
-            match head.status {
-                StatusCode::SWITCHING_PROTOCOLS => {
+            while let Some(head) = upstream::next_head(&mut heads, &mut upstream.buf)? {
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
                     let what = "answered 101 to a request that is no handshake";
                     return Err(DialError::Garbage(what.into()).into());
                 }
-                status if status.is_informational() => {
-                    n_informational += 1;
-                    if n_informational > MOST_INFORMATIONAL {
-                        return Err(never_final().into());
-                    }
-                    if self.manner.minor > 0 {
-                        self.write(&mut head::write_response(status, &passed_back(head.headers))).await?;
-                    }
+                if !head.status.is_informational() {
+                    return Ok(upstream.answers(head, &self.exchange.method)?);
                 }
-                _ => return Ok(upstream.answers(head, &self.exchange.method)?),
+                n_informational += 1;
+                if n_informational > MOST_INFORMATIONAL {
+                    return Err(never_final().into());
+                }
+                self.announce(head).await?;
+                since = clock.now();
+            }
+            let is_whole = self.is_passed_on || upstream.is_deaf;
+            let until = since + if is_whole { patience } else { BODY_TIMEOUT };
+            let may_hear = self.is_passed_on || upstream.takes_more();
+            tokio::select! {
+                biased;
+                moved = upstream.moves(!self.is_passed_on) => match moved? {
+                    Moved::Read => {}
+                    Moved::Written => since = clock.now(),
+                    Moved::End => return Err(upstream.ended().into()),
+                },
+                said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on), if may_hear => {
+                    self.put(&mut upstream.out, &said?);
+                    self.gather(&mut upstream.out)?;
+                    since = clock.now();
+                }
+                () = poll_fn(|cx| self.timer.poll_lazily(cx, clock, until)) => {
+                    return Err(if is_whole || !upstream.out.is_empty() {
+                        DialError::Timeout.into()
+                    } else {
+                        Stop::Reject(Code::HeadTimeout.into()).into()
+                    });
+                }
             }
         }
+    }
+
+    /// Passes an informational answer on. It has neither a length nor a session.
+    async fn announce(&mut self, head: head::ResponseHead) -> Result<(), Failure> {
+        if self.manner.minor == 0 {
+            return Ok(()); // HTTP/1.0 does not know them
+        }
+        let mut headers = passed_back(head.headers);
+        headers.remove(CONTENT_LENGTH);
+        admit::take_session(&mut headers);
+        self.write(&mut head::write_response(head.status, &headers)).await
+    }
+
+    /// What has come of the body already goes into what goes upstream.
+    fn gather(&mut self, out: &mut BytesMut) -> Result<(), Stop> {
+        while out.len() < PIECE && !self.is_passed_on {
+            match look(&mut self.rest, &mut self.body, self.is_passed_on)? {
+                Some(said) => self.put(out, &said),
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     /// What the browser says goes into what goes upstream.
@@ -289,30 +341,34 @@ impl Forward<'_> {
         }
     }
 
-    async fn write_upstream(&self, upstream: &mut Upstream, bytes: &[u8]) -> Result<(), DialError> {
-        let written = self.worker.shared.clock.timeout(BODY_TIMEOUT, upstream.conn.write_out(bytes)).await;
-        written.ok_or(DialError::Timeout)?.map_err(DialError::Closed)
-    }
-
     /// Passes the answer back. True when another request may follow.
     async fn answer(&mut self, mut answer: Answer, prepared: &Prepared) -> Result<bool, Failure> {
         let (mut out, framing, keeps_alive) = self.begin(&mut answer, prepared)?;
         self.is_answered = true;
-        let worker = self.worker;
-        let (clock, patience) = (&worker.shared.clock, worker.shared.config.upstream.handshake_timeout);
+        let clock = &self.worker.shared.clock;
         loop {
-            let piece = match answer.next().now_or_never() {
-                Some(piece) => piece?,
+            while let Some(piece) = answer.next()? {
+                self.n_sent += piece.len() as u64;
+                framing.put(&mut out, &piece);
+                if out.len() >= PIECE {
+                    self.write(&mut out).await?;
+                }
+            }
+            if answer.body.is_done() {
+                break;
+            }
+            let moved = match answer.upstream.moves(!self.is_passed_on).now_or_never() {
+                Some(moved) => moved?,
                 None => {
                     self.write(&mut out).await?; // what is there already does not wait for what is not
-                    let until = clock.now() + patience;
+                    let until = clock.now() + BODY_TIMEOUT;
+                    let may_hear = self.is_passed_on || answer.upstream.takes_more();
                     tokio::select! {
                         biased;
-                        piece = answer.next() => piece?,
-                        said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on, worker) => {
-                            let mut bytes = BytesMut::new();
-                            self.put(&mut bytes, &said?);
-                            self.write_upstream(&mut answer.upstream, &bytes).await?;
+                        moved = answer.upstream.moves(!self.is_passed_on) => moved?,
+                        said = hear(&mut self.conn, &mut self.rest, &mut self.body, self.is_passed_on), if may_hear => {
+                            self.put(&mut answer.upstream.out, &said?);
+                            self.gather(&mut answer.upstream.out)?;
                             continue;
                         }
                         () = poll_fn(|cx| self.timer.poll_lazily(cx, clock, until)) => {
@@ -321,27 +377,22 @@ impl Forward<'_> {
                     }
                 }
             };
-            let Some(piece) = piece else { break };
-            self.n_sent += piece.len() as u64;
-            framing.put(&mut out, &piece);
-            if out.len() >= PIECE {
-                self.write(&mut out).await?;
+            if let Moved::End = moved {
+                answer.end()?;
             }
         }
         framing.end(&mut out);
-        let is_whole = self.is_passed_on;
-        if is_whole
+        if self.is_passed_on
             && let Some(pool) = self.pool()
             && let Some(conn) = answer.reuse()
         {
             pool.put(conn, clock.now());
         }
-        if keeps_alive && is_whole {
-            self.write(&mut out).await?;
-            return Ok(true);
+        self.write(&mut out).await?;
+        if !keeps_alive {
+            close_politely(&mut self.conn, &[], clock).await;
         }
-        close_politely(&mut self.conn, &out, clock).await;
-        Ok(false)
+        Ok(keeps_alive)
     }
 
     /// The head of the answer, as the policies want it; how its end is told, and whether the connection goes on after it.
@@ -383,7 +434,10 @@ impl Forward<'_> {
             }
             _ => {}
         }
-        let keeps_alive = self.manner.keeps_alive && framing != Framing::Close && !self.worker.is_draining();
+        // A browser that is answered before it has said all would have to say the rest before its next request.
+        let is_heard = self.is_passed_on;
+        let keeps_alive =
+            is_heard && self.manner.keeps_alive && framing != Framing::Close && !self.worker.is_draining();
         headers
             .insert(CONNECTION, HeaderValue::from_static(if keeps_alive { "keep-alive" } else { "close" }));
         if !headers.contains_key(DATE) {
@@ -424,6 +478,67 @@ impl Framing {
 }
 
 impl Upstream {
+    fn new(conn: Conn, out: BytesMut) -> Upstream {
+        let buf = BytesMut::new();
+        Upstream { conn, buf, has_spoken: false, out, needs_flush: false, failed: None, is_deaf: false }
+    }
+
+    /// Whether there is room for more to be said to it.
+    fn takes_more(&self) -> bool {
+        !self.is_deaf && self.out.len() < PIECE
+    }
+
+    /// Writes what is due and reads, until something has come. With `has_more` also until something was taken, since more
+    /// can follow then. Nothing is lost when the future is dropped.
+    async fn moves(&mut self, has_more: bool) -> Result<Moved, DialError> {
+        poll_fn(|cx| self.poll_moves(cx, has_more)).await
+    }
+
+    fn poll_moves(&mut self, cx: &mut Context<'_>, has_more: bool) -> Poll<Result<Moved, DialError>> {
+        match self.poll_write(cx) {
+            Ok(true) if has_more => return Poll::Ready(Ok(Moved::Written)),
+            Ok(_) => {}
+            Err(error) => {
+                self.failed = Some(DialError::Closed(error));
+                self.is_deaf = true;
+                self.out.clear();
+            }
+        }
+        self.buf.reserve(if self.has_spoken { PIECE } else { HEAD });
+        let read = pin!(self.conn.read_buf(&mut self.buf));
+        Poll::Ready(match std::task::ready!(read.poll(cx)) {
+            Ok(0) => Ok(Moved::End),
+            Ok(_) => {
+                self.has_spoken = true;
+                Ok(Moved::Read)
+            }
+            Err(error) => Err(self.failed.take().unwrap_or(DialError::Closed(error))),
+        })
+    }
+
+    /// Writes as much as is taken now; whether it was any of it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> std::io::Result<bool> {
+        let mut has_written = false;
+        while !self.out.is_empty() {
+            match Pin::new(&mut self.conn).poll_write(cx, &self.out)? {
+                Poll::Ready(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Poll::Ready(n) => self.out.advance(n),
+                Poll::Pending => return Ok(has_written),
+            }
+            (has_written, self.needs_flush) = (true, true);
+        }
+        if self.needs_flush && Pin::new(&mut self.conn).poll_flush(cx)?.is_ready() {
+            self.needs_flush = false;
+        }
+        Ok(has_written)
+    }
+
+    /// Why it ended before the answer did.
+    fn ended(&mut self) -> DialError {
+        let early = || DialError::Closed(std::io::ErrorKind::UnexpectedEof.into());
+        self.failed.take().unwrap_or_else(early)
+    }
+
     /// The head of the answer was read.
     fn answers(self, head: head::ResponseHead, method: &Method) -> Result<Answer, DialError> {
         let body = Body::of_answer(method, head.minor, head.status, &head.headers)
@@ -434,33 +549,27 @@ impl Upstream {
 }
 
 impl Answer {
-    /// The next piece of the body; `None` after the last. Nothing is lost when the future is dropped.
-    async fn next(&mut self) -> Result<Option<Bytes>, DialError> {
-        let Upstream { conn, buf } = &mut self.upstream;
-        loop {
-            if let Some(piece) = self.body.next(buf).map_err(|it| DialError::Garbage(it.to_string()))? {
-                return Ok(Some(piece));
-            }
-            if self.body.is_done() {
-                return Ok(None);
-            }
-            buf.reserve(PIECE);
-            match conn.read_buf(buf).await {
-                Ok(0) if self.body.ends_with_connection() => {
-                    self.body = Body::Done;
-                    self.keeps_alive = false;
-                }
-                Ok(0) => return Err(DialError::Closed(std::io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => {}
-                Err(error) => return Err(DialError::Closed(error)),
-            }
-        }
+    /// The next piece of the body in what has come.
+    fn next(&mut self) -> Result<Option<Bytes>, DialError> {
+        self.body.next(&mut self.upstream.buf).map_err(|it| DialError::Garbage(it.to_string()))
     }
 
-    /// The connection, if another request may use it: the answer has ended, and nothing came after it.
+    /// The connection has ended, which may be how the body ends.
+    fn end(&mut self) -> Result<(), DialError> {
+        if !self.body.ends_with_connection() {
+            return Err(self.upstream.ended());
+        }
+        self.body = Body::Done;
+        self.keeps_alive = false;
+        Ok(())
+    }
+
+    /// The connection, if another request may use it: all of this one was taken, the answer has ended, and nothing came
+    /// after it.
     fn reuse(self) -> Option<Conn> {
-        let may = self.keeps_alive && self.body.is_done() && self.upstream.buf.is_empty();
-        may.then_some(self.upstream.conn)
+        let Upstream { conn, buf, out, needs_flush, is_deaf, .. } = self.upstream;
+        let is_told = out.is_empty() && !needs_flush && !is_deaf;
+        (is_told && self.keeps_alive && self.body.is_done() && buf.is_empty()).then_some(conn)
     }
 }
 
@@ -477,7 +586,6 @@ async fn hear(
     rest: &mut BytesMut,
     body: &mut Body,
     is_passed_on: bool,
-    worker: &Worker,
 ) -> Result<Said, Failure> {
     loop {
         if let Some(said) = look(rest, body, is_passed_on)? {
@@ -488,10 +596,9 @@ async fn hear(
             return Err(Failure::BrowserGone);
         }
         rest.reserve(PIECE);
-        match worker.shared.clock.timeout(BODY_TIMEOUT, conn.read_buf(rest)).await {
-            Some(Ok(n)) if n > 0 => {}
-            Some(_) => return Err(Failure::BrowserGone),
-            None => return Err(Stop::Reject(Code::HeadTimeout.into()).into()),
+        match conn.read_buf(rest).await {
+            Ok(n) if n > 0 => {}
+            Ok(_) | Err(_) => return Err(Failure::BrowserGone),
         }
     }
 }

@@ -267,13 +267,21 @@ pub(crate) fn never_final() -> DialError {
     DialError::Garbage("answered again and again that the answer will come".into())
 }
 
-/// The head of an answer; `buf` has what came before and after it. Nothing is lost when the future is dropped.
-pub(crate) async fn read_head(conn: &mut Conn, buf: &mut BytesMut) -> Result<head::ResponseHead, DialError> {
+/// The head of an answer; `buf` has what came before and after it.
+async fn read_head(conn: &mut Conn, buf: &mut BytesMut) -> Result<head::ResponseHead, DialError> {
     head::read_response(conn, buf, LIMITS).await.map_err(|error| match error {
         HeadError::Closed => DialError::Closed(std::io::ErrorKind::UnexpectedEof.into()),
         HeadError::Broken(error) => DialError::Closed(error),
         HeadError::Refused(rejection) => DialError::Garbage(rejection.cause().into_owned()),
     })
+}
+
+/// The next head of an answer in what has come, once it is whole.
+pub(crate) fn next_head(
+    heads: &mut head::Heads,
+    buf: &mut BytesMut,
+) -> Result<Option<head::ResponseHead>, DialError> {
+    heads.next(buf, LIMITS).map_err(|it| DialError::Garbage(it.cause().into_owned()))
 }
 
 async fn read_body(conn: &mut Conn, rest: &mut BytesMut) -> std::io::Result<()> {

@@ -505,13 +505,13 @@ impl Drop for AtWork {
     }
 }
 
-/// Writes the last bytes of a connection so that they arrive.
+/// Writes the last bytes of a connection so that they arrive. Where they do not, it breaks: what has come must not look like
+/// all.
 pub(crate) async fn close_politely(conn: &mut Conn, bytes: &[u8], clock: &Clock) {
-    let last = async {
-        conn.write_all(bytes).await?;
-        AsyncWriteExt::shutdown(conn).await
-    };
-    if let Some(Ok(())) = clock.timeout(LAST_BYTES, last).await {
+    if !matches!(clock.timeout(LAST_BYTES, conn.write_out(bytes)).await, Some(Ok(()))) {
+        return conn.reset_on_drop();
+    }
+    if let Some(Ok(())) = clock.timeout(LAST_BYTES, AsyncWriteExt::shutdown(conn)).await {
         conn.linger(clock).await;
     }
 }

@@ -181,6 +181,196 @@ async fn a_body_that_is_none_is_refused_before_more_of_it_goes_upstream() {
 }
 
 #[tokio::test]
+async fn upload_and_answer_go_both_ways_at_once() {
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nabcd").await;
+    let mut leg = upstream.leg().await;
+    leg.until(b"abcd").await;
+    leg.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\none").await;
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\none") {
+        seen.extend(client.exactly(1).await);
+    }
+    // Whoever is answered before it has said all would have to say the rest before it can ask again.
+    assert!(String::from_utf8_lossy(&seen).contains("connection: close\r\n"));
+    client.send(b"efgh").await;
+    leg.until(b"abcdefgh").await;
+    leg.send_raw(b"two").await;
+    assert_eq!(client.exactly(3).await, b"two");
+    assert!(client.try_answer("GET").await.is_none());
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_read_is_heard_all_the_same() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .upstream("pool = \"shared\"")
+        .env("STREAMGATE_WORKERS", "1")
+        .on(&clock)
+        .start()
+        .await;
+    let mut client = gateway.connect().await;
+    client.send(&upload("")).await;
+    client.send_meanwhile(vec![b'z'; LARGE]);
+    let mut deaf = upstream.leg().await;
+    deaf.send_raw(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (413, "no!"), "no time has passed");
+    assert_eq!(answer.header("connection").as_deref(), Some("close"));
+    // What is left of its request would be the beginning of the next one.
+    let mut other = gateway.connect().await;
+    other.request("GET", "/other", &[], b"").await;
+    assert!(upstream.leg().await.head.starts_with("GET /other "));
+    assert_eq!(upstream.n_connections(), 2, "the first connection serves no other request");
+}
+
+#[tokio::test]
+async fn nothing_follows_a_hole_in_a_body() {
+    for begins in [false, true] {
+        let clock = Clock::paused();
+        let mut upstream = Upstream::that(Act::Give).await;
+        let gateway = Gateway::in_front_of(&upstream)
+            .upstream("pool = \"shared\"")
+            .env("STREAMGATE_WORKERS", "1")
+            .on(&clock)
+            .start()
+            .await;
+        let mut client = gateway.connect().await;
+        client.send(&upload("")).await;
+        client.send_meanwhile(vec![b'z'; LARGE]);
+        let mut leg = upstream.leg().await;
+        if begins {
+            leg.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe").await;
+            assert!(advancing(&clock, client.ends_with_reset()).await, "the answer is not whole");
+        } else {
+            let answer = advancing(&clock, client.answer()).await;
+            assert_eq!((answer.status, answer.code().as_str()), (504, "upstream.timeout"));
+        }
+        leg.send_raw(b"llo").await;
+        while leg.some().await > 0 {}
+        let n_heads = leg.buf.windows(5).filter(|it| it == b"HTTP/").count();
+        assert_eq!((n_heads, leg.buf.len() < LARGE), (0, true), "the connection ends within the body");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_body_in_chunks_goes_again_whole() {
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream).upstream("pool = \"per-client\"").start().await;
+    let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[], b"").await;
+    let mut first = upstream.leg().await;
+    first.send_raw(ok).await;
+    assert_eq!(client.answer().await.status, 200);
+    client.send(b"PUT /y HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await;
+    first.until(b"0\r\n\r\n").await;
+    drop(first); // a server that gives the connection up at this moment
+    let mut second = upstream.leg().await;
+    assert!(second.head.starts_with("PUT /y "), "{}", second.head);
+    second.until(b"0\r\n\r\n").await;
+    assert_eq!(second.buf, b"0\r\n\r\n");
+    second.send_raw(ok).await;
+    assert_eq!(client.answer().await.text(), "ok");
+}
+
+#[tokio::test]
+async fn chunks_of_one_byte_are_gathered() {
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let mut leg = upstream.leg().await;
+    let chunks = "1\r\na\r\n".repeat(20_000);
+    client.send_meanwhile(format!("{chunks}0\r\n\r\n").into_bytes());
+    leg.until(b"0\r\n\r\n").await;
+    assert_eq!(leg.buf.windows(6).filter(|it| it == b"1\r\na\r\n").count(), 20_000);
+}
+
+#[tokio::test]
+async fn a_browser_that_pauses_in_its_body_is_told_that_it_was_late() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway =
+        Gateway::in_front_of(&upstream).upstream("handshake_timeout = \"1s\"").on(&clock).start().await;
+    let mut client = gateway.connect().await;
+    client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+    let mut leg = upstream.leg().await;
+    leg.until(b"abc").await;
+    clock.advance(Duration::from_secs(59));
+    assert!(client.is_silent().await, "the upstream waits for the browser, so nobody waits for the upstream");
+    client.send(b"de").await;
+    leg.until(b"abcde").await;
+    clock.advance(Duration::from_secs(59));
+    assert!(client.is_silent().await, "the time is for each piece");
+    let answer = advancing(&clock, client.answer()).await;
+    assert_eq!((answer.status, answer.code().as_str()), (408, "request.head_timeout"));
+    while leg.some().await > 0 {}
+}
+
+#[tokio::test]
+async fn an_answer_may_pause_for_a_minute() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway =
+        Gateway::in_front_of(&upstream).upstream("handshake_timeout = \"1s\"").on(&clock).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[], b"").await;
+    let mut leg = upstream.leg().await;
+    leg.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"abc") {
+        seen.extend(client.exactly(1).await);
+    }
+    clock.advance(Duration::from_secs(59));
+    assert!(client.is_silent().await);
+    leg.send_raw(b"d").await;
+    assert_eq!(client.exactly(1).await, b"d");
+    assert!(advancing(&clock, client.ends_with_reset()).await, "what is missing does not come");
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_does_not_look_whole() {
+    let clock = Clock::paused();
+    let body = "z".repeat(LARGE);
+    let upstream = Upstream::that(Act::Answer(format!("HTTP/1.1 200 OK\r\n\r\n{body}"))).await;
+    let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+    let mut client = gateway.connect().await;
+    // Its end is the end of the connection.
+    client.send(b"GET /x HTTP/1.0\r\n\r\n").await;
+    client.exactly(1).await;
+    let given_up = async {
+        while gateway.metric("streamgate_connections", &[]) > 0.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    advancing(&clock, given_up).await;
+    assert!(client.ends_with_reset().await);
+}
+
+#[tokio::test]
+async fn a_browser_that_leaves_is_noticed_however_large_its_head_is() {
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/x", &[("X-Large", &"x".repeat(17 << 10))], b"").await;
+    let mut leg = upstream.leg().await;
+    client.reset();
+    assert_eq!(leg.some().await, 0, "its connection upstream ends as well");
+}
+
+/// More than stands in the kernel's buffers on the way.
+const LARGE: usize = 40 << 20;
+
+/// The head of a large upload, with these lines in it.
+fn upload(lines: &str) -> Vec<u8> {
+    format!("POST /x HTTP/1.1\r\nHost: a\r\n{lines}Content-Length: {LARGE}\r\n\r\n").into_bytes()
+}
+
+#[tokio::test]
 async fn requests_that_come_together_are_answered_in_turn() {
     let upstream = Upstream::that(Act::Mirror).await;
     let gateway = Gateway::in_front_of(&upstream).upstream("pool = \"per-client\"").start().await;

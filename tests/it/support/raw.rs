@@ -79,6 +79,14 @@ impl Client {
         while self.stream.as_dyn().write_all(bytes).await.is_ok() {}
     }
 
+    /// Sends bytes for as long as somebody takes them, while answers are read here.
+    pub fn send_meanwhile(&self, bytes: Vec<u8>) {
+        let Either::Plain(tcp) = &self.stream else { panic!("only a plain connection can be shared") };
+        let copy = SockRef::from(tcp).try_clone().expect("a descriptor");
+        let mut copy = TcpStream::from_std(copy.into()).expect("the socket does not block");
+        tokio::spawn(async move { drop(copy.write_all(&bytes).await) });
+    }
+
     /// Sends a request with a `Host`, and a `Content-Length` when it has a body.
     pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.example\r\n");

@@ -24,6 +24,8 @@ pub enum Act {
     Begin(String),
     /// Answers a plain request with its own head as the body, again and again.
     Mirror,
+    /// Says nothing and gives the connection to the test.
+    Give,
     /// Says nothing and keeps the connection.
     Silence,
     /// Closes without a word.
@@ -164,6 +166,10 @@ async fn serve(
                 while matches!(stream.read_buf(&mut buf).await, Ok(n) if n > 0) {}
                 return;
             }
+            Act::Give => {
+                drop(legs.send(Leg { head, stream, buf }));
+                return;
+            }
             Act::Silence => {
                 while matches!(stream.read_buf(&mut buf).await, Ok(n) if n > 0) {}
                 return;
@@ -192,6 +198,13 @@ impl Leg {
     pub async fn frame(&mut self) -> Option<Frame> {
         let mut client = Wrapped { stream: &mut self.stream, buf: &mut self.buf };
         client.frame().await
+    }
+
+    /// Reads until what has come ends with these bytes.
+    pub async fn until(&mut self, end: &[u8]) {
+        while !self.buf.ends_with(end) {
+            assert!(self.some().await > 0, "the connection ended after {} bytes", self.buf.len());
+        }
     }
 
     /// Reads some bytes, and tells how many.
