@@ -25,7 +25,7 @@ const RECONNECT_WINDOW: HeaderName = HeaderName::from_static("x-nvcf-reconnect-w
 const LONGEST_WINDOW: u64 = 1800;
 
 /// NVCF's cookie with the id of the session. It stays inside.
-pub(crate) const NVCF_COOKIE: &str = "nvcf-request-id=";
+pub(crate) const NVCF_COOKIE: &str = "nvcf-request-id";
 
 /// The end of a signalling path. Whatever stands before it is the gateway's side of the path.
 pub(crate) const SIGN_IN: &str = "/sign_in";
@@ -235,28 +235,36 @@ pub(crate) fn take_session(headers: &mut HeaderMap) -> (Option<String>, bool) {
     let header = headers.remove(NVCF_REQID).and_then(|it| it.to_str().ok().map(str::to_owned));
     let mut from_cookie = None;
     let mut forgets = false;
+    let mut is_named = false;
     let others: Vec<HeaderValue> = headers
         .get_all(SET_COOKIE)
         .iter()
-        .filter(|it| match it.to_str().ok().and_then(|it| it.trim_start().strip_prefix(NVCF_COOKIE)) {
-            None => true,
-            Some(rest) => {
-                match rest.split(';').next().unwrap_or_default().trim() {
-                    "" => forgets = true,
-                    id => from_cookie = Some(id.to_owned()),
-                }
-                false
+        .filter(|it| {
+            let Some(id) = nvcf_cookie(it) else { return true };
+            if id.is_empty() {
+                forgets = true;
+            } else if id.iter().all(u8::is_ascii_graphic) {
+                from_cookie = Some(String::from_utf8_lossy(id).into_owned());
             }
+            is_named = true;
+            false
         })
         .cloned()
         .collect();
-    if from_cookie.is_some() || forgets {
+    if is_named {
         headers.remove(SET_COOKIE);
         for cookie in others {
             headers.append(SET_COOKIE, cookie);
         }
     }
     (header.or(from_cookie).filter(|it| !it.is_empty() && it.len() <= 128), forgets)
+}
+
+/// The id that a `Set-Cookie` names, if it is NVCF's. Browsers read its name in more ways than NVCF writes it.
+fn nvcf_cookie(line: &HeaderValue) -> Option<&[u8]> {
+    let pair = line.as_bytes().split(|it| *it == b';').next()?;
+    let (name, id) = pair.split_at(pair.iter().position(|it| *it == b'=')?);
+    name.trim_ascii().eq_ignore_ascii_case(NVCF_COOKIE.as_bytes()).then(|| id[1..].trim_ascii())
 }
 
 /// Gives the cookie that brings the browser back into its session, whose name at NVCF is `request`.

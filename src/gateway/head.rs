@@ -10,7 +10,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::policy::has_dot_segments;
+use crate::policy::{has_dot_segments, tokens};
 use crate::rejection::{Code, Rejection};
 
 /// A request head.
@@ -66,6 +66,9 @@ pub(crate) enum HeadError {
 
 /// Longest request target: room for a token or two in the query.
 const LONGEST_TARGET: usize = 16 << 10;
+
+/// A tunnel, and what is answered with the request itself, which has the key by then.
+const REFUSED: [&str; 3] = ["CONNECT", "TRACE", "TRACK"];
 
 /// Header lines for which there is room on the stack: as many as are allowed by default, and in an answer.
 const USUAL_LINES: usize = 128;
@@ -184,7 +187,7 @@ fn parse_request(buf: &mut BytesMut, limits: Limits) -> Result<Option<RequestHea
     let target = request.path.unwrap_or_default();
     let minor = request.version.unwrap_or_default();
     let mut headers = header_map(&buf[..len], request.headers, 0)?;
-    if method == Method::CONNECT {
+    if REFUSED.iter().any(|it| method.as_str().eq_ignore_ascii_case(it)) {
         return Err(Code::MethodNotAllowed.into());
     }
     if target.len() > LONGEST_TARGET {
@@ -346,12 +349,11 @@ fn check_framing(headers: &HeaderMap, minor: u8) -> Result<(), Rejection> {
 impl RequestHead {
     pub(crate) fn manner(&self) -> Manner {
         let headers = &self.headers;
-        let says = |token| has_token(headers, &CONNECTION, token);
         Manner {
             minor: self.minor,
             has_body: headers.contains_key(TRANSFER_ENCODING)
                 || headers.get(CONTENT_LENGTH).is_some_and(|it| it != "0"),
-            keeps_alive: if self.minor == 0 { says("keep-alive") } else { !says("close") },
+            keeps_alive: keeps_alive(self.minor, headers),
         }
     }
 }
@@ -359,17 +361,19 @@ impl RequestHead {
 impl ResponseHead {
     /// Whether the connection may serve another request after this answer (RFC 9112 section 9.3).
     pub(crate) fn keeps_alive(&self) -> bool {
-        match self.minor {
-            0 => has_token(&self.headers, &CONNECTION, "keep-alive"),
-            _ => !has_token(&self.headers, &CONNECTION, "close"),
-        }
+        keeps_alive(self.minor, &self.headers)
     }
+}
+
+fn keeps_alive(minor: u8, headers: &HeaderMap) -> bool {
+    let says = |token| has_token(headers, &CONNECTION, token);
+    !says("close") && (minor > 0 || says("keep-alive"))
 }
 
 /// Whether a list header has a token. Tokens are compared without case.
 pub(crate) fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let lines = headers.get_all(name).iter().filter_map(|it| it.to_str().ok());
-    lines.flat_map(|it| it.split(',')).any(|it| it.trim().eq_ignore_ascii_case(token))
+    let mut tokens = headers.get_all(name).iter().flat_map(tokens);
+    tokens.any(|it| it.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Writes a request head.
@@ -465,7 +469,28 @@ mod tests {
             parse("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").expect_err("a tunnel"),
             Code::MethodNotAllowed
         );
+        for method in ["TRACE", "TRACK", "trace"] {
+            let code = parse(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")).expect_err(method);
+            assert_eq!(code, Code::MethodNotAllowed, "its answer would have the key");
+        }
         assert!(parse("GET / HTTP/1.0\r\n\r\n").is_ok(), "HTTP/1.0 knows no Host");
+    }
+
+    #[test]
+    fn a_connection_goes_on_as_it_says() {
+        let keeps_alive = |version: &str, line: &[u8]| {
+            let mut head =
+                BytesMut::from(format!("GET / HTTP/{version}\r\nHost: a\r\nConnection: ").as_str());
+            head.extend_from_slice(line);
+            head.extend_from_slice(b"\r\n\r\n");
+            parse_request(&mut head, LIMITS).expect("valid").expect("whole").manner().keeps_alive
+        };
+        assert!(keeps_alive("1.1", b""));
+        assert!(!keeps_alive("1.1", b"x, Close"));
+        assert!(!keeps_alive("1.1", b"close, \xff"), "one byte does not hide the others");
+        assert!(!keeps_alive("1.0", b""));
+        assert!(keeps_alive("1.0", b"Keep-Alive"));
+        assert!(!keeps_alive("1.0", b"keep-alive, close"), "whoever says both means the end");
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn end(shared: &Shared, mut headers: HeaderMap, request: &str) -> Result<(
     headers.insert("x-nvcf-absorb", HeaderValue::from_static("true"));
     headers.insert("content-length", HeaderValue::from_static("0"));
     headers.insert("connection", HeaderValue::from_static("close"));
-    if let Ok(cookie) = HeaderValue::from_str(&format!("{}{request}", admit::NVCF_COOKIE)) {
+    if let Ok(cookie) = HeaderValue::from_str(&format!("{}={request}", admit::NVCF_COOKIE)) {
         headers.insert(http::header::COOKIE, cookie);
     }
     match shared.dialer.ask(&Method::DELETE, admit::SIGN_IN, &headers).await {

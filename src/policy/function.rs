@@ -1,5 +1,7 @@
 //! Which function a request reaches, within what its principal may use.
 
+use std::borrow::Cow;
+
 use http::header::{CONNECTION, GetAll};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -76,13 +78,19 @@ pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len() + 8);
     let nominated = headers.get_all(CONNECTION);
     for (name, value) in headers {
-        let text = name.as_str();
-        let ours = text == "host" || text.starts_with("sec-websocket-") || super::is_reserved(text);
-        if !ours && !is_hop_by_hop(text, &nominated) {
+        let text = dashed(name.as_str());
+        let ours = text == "host" || text.starts_with("sec-websocket-") || super::is_reserved(&text);
+        let is_alias = text == "content-length" && text != name.as_str();
+        if !ours && !is_alias && !is_hop_by_hop(&text, &nominated) {
             kept.append(name.clone(), value.clone());
         }
     }
     kept
+}
+
+/// A name as servers read it that make variables of headers: an underscore is a dash to them.
+fn dashed(name: &str) -> Cow<'_, str> {
+    if name.contains('_') { name.replace('_', "-").into() } else { name.into() }
 }
 
 /// The headers of an answer that stay when it goes to the browser.
@@ -97,9 +105,7 @@ pub(crate) fn passed_back(mut headers: HeaderMap) -> HeaderMap {
 
 /// Whether a header is for this connection alone, by the standard or because `Connection` names it.
 fn is_hop_by_hop(name: &str, nominated: &GetAll<'_, HeaderValue>) -> bool {
-    let is_named = |line: &HeaderValue| {
-        line.to_str().is_ok_and(|it| it.split(',').any(|it| it.trim().eq_ignore_ascii_case(name)))
-    };
+    let is_named = |line| tokens(line).any(|it| it.eq_ignore_ascii_case(name.as_bytes()));
     matches!(
         name,
         "connection"
@@ -114,15 +120,19 @@ fn is_hop_by_hop(name: &str, nominated: &GetAll<'_, HeaderValue>) -> bool {
     ) || nominated.iter().any(is_named)
 }
 
+/// The tokens of a line of a list header. Bytes that belong into none hide none of the others.
+pub(crate) fn tokens(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    line.as_bytes().split(|it| *it == b',').map(<[u8]>::trim_ascii)
+}
+
 /// The headers of an upstream's 101 that stay when it is answered to the browser: the handshake is ours to answer.
 pub(crate) fn passed_on_response(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len() + 8);
+    let nominated = headers.get_all(CONNECTION);
     for (name, value) in headers {
-        let ours = matches!(
-            name.as_str(),
-            "connection" | "upgrade" | "keep-alive" | "content-length" | "transfer-encoding"
-        );
-        if !ours && !name.as_str().starts_with("sec-websocket-") {
+        let text = name.as_str();
+        let ours = text == "content-length" || text.starts_with("sec-websocket-");
+        if !ours && !is_hop_by_hop(text, &nominated) {
             kept.append(name.clone(), value.clone());
         }
     }

@@ -104,6 +104,15 @@ async fn nothing_that_a_browser_may_not_say_reaches_the_upstream() {
         ("TE", "smuggled"),
         ("Sec-WebSocket-Extensions", "smuggled"),
         ("X-Nominated", "smuggled"),
+        // To servers that make variables of headers, an underscore is a dash.
+        ("Proxy_Authorization", "smuggled"),
+        ("Nvcf_Reqid", "smuggled"),
+        ("X_NVCF_Absorb", "smuggled"),
+        ("Function_ID", "smuggled"),
+        ("Transfer_Encoding", "smuggled"),
+        ("Content_Length", "smuggled"),
+        ("Sec_WebSocket_Extensions", "smuggled"),
+        ("X_Nominated", "smuggled"),
     ];
     for (name, value) in smuggled {
         let mut client = gateway.connect().await;
@@ -152,6 +161,20 @@ async fn nothing_that_a_browser_may_not_say_reaches_the_upstream() {
         let seen = gateway.get("/page", &[(name, value), ("Connection", "keep-alive, X-Nominated")]).await;
         assert_eq!(seen.status, 200, "{name}");
         assert!(!seen.text().contains("smuggled"), "{name}: {}", seen.text());
+    }
+}
+
+#[tokio::test]
+async fn what_a_101_says_for_its_connection_alone_stays_there() {
+    let lines = "Connection: X-Nominated, \u{e9}\r\nX-Nominated: 1\r\nProxy-Authenticate: Basic\r\nTE: 1\r\nTrailer: 1\r\nX-Mine: kept\r\n";
+    let upstream = Upstream::that(Act::Accept(lines.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.upgrade("/sign_in", &[]).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.header("x-mine").as_deref()), (101, Some("kept")));
+    for name in ["x-nominated", "proxy-authenticate", "te", "trailer"] {
+        assert_eq!(answer.header(name), None, "{name}");
     }
 }
 

@@ -495,6 +495,8 @@ async fn what_is_no_request_is_refused_within_bounds_and_readably() {
     .await;
     check("http/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), 505, "request.version_unsupported").await;
     check("no host", b"GET / HTTP/1.1\r\n\r\n".to_vec(), 400, "request.host_invalid").await;
+    let trace = b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
+    check("an answer with the key", trace, 405, "request.method_not_allowed").await;
     check("two hosts", request("Host: b\r\n"), 400, "request.host_invalid").await;
     check("two lengths", request("Content-Length: 1\r\nContent-Length: 2\r\n"), 400, "request.body_framing")
         .await;
@@ -621,6 +623,26 @@ async fn nvcfs_id_stays_inside_over_plain_http_too() {
         Some("r-1"),
         "it comes back into its session"
     );
+}
+
+#[tokio::test]
+async fn nvcfs_id_stays_inside_in_every_answer_and_spelling() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nnvcf-reqid: hidden\r\nSet-Cookie: nvcf-request-id=hidden\r\nContent-Length: 5\r\nLink: <x>\r\n\r\n";
+    let cookies: String =
+        ["nvcf-request-id =hidden", " NVCF-Request-ID= hidden; Path=/", "nvcf-request-id=hidden\u{e9}"]
+            .map(|it| format!("Set-Cookie: {it}\r\n"))
+            .concat();
+    let head = format!("HTTP/1.1 200 OK\r\n{cookies}Set-Cookie: app=\u{e9}\r\nContent-Length: 0\r\n\r\n");
+    let upstream = Upstream::that(Act::Answer(format!("{hints}{head}"))).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.request("GET", "/sign_in", &[], b"").await;
+    let early = client.answer_to("HEAD").await;
+    assert_eq!(early.headers, [("link".to_owned(), "<x>".to_owned())], "{}", early.status);
+    let answer = client.answer().await;
+    let cookies = answer.all("set-cookie");
+    assert!(cookies.iter().all(|it| !it.contains("hidden")), "{cookies:?}");
+    assert!(cookies.iter().any(|it| it == "app=\u{e9}"), "an app's cookies stay: {cookies:?}");
 }
 
 #[tokio::test]
