@@ -200,7 +200,7 @@ impl Loaded {
 }
 
 impl Totals {
-    fn new(metrics: &Metrics) -> Self {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
         let mut random_key = [0; 32];
         SystemRandom::new().fill(&mut random_key).expect("the system has randomness");
         Totals {

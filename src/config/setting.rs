@@ -97,7 +97,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("upstream.ca", "path", "",
         "PEM file with the authorities that may sign the upstream's certificate, instead of the system's."),
     setting("upstream.connect_timeout", "duration", "\"4s\"",
-        "Time for the TCP connection and its TLS handshake."),
+        "Time for the TCP connection and its TLS handshake. The addresses of the server share it."),
     setting("upstream.handshake_timeout", "duration", "\"35s\"",
         "Time for the upstream's answer head, once it has the request. NVCF answers 504 after 30 s, so less would hide its reason. It is not for bodies: 60 s may pass between two pieces of one, either way."),
     setting("upstream.pool", "`never`, `per-client` or `shared`", "\"never\"",

@@ -9,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
 use http::{HeaderMap, Method, StatusCode};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -22,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use crate::clock::Clock;
 use crate::config;
 use crate::gateway::Totals;
+use crate::gateway::body::Body;
 use crate::gateway::conn::{Conn, Counted, Counts};
 use crate::gateway::head::{self, HeadError, Limits};
 
@@ -51,6 +53,8 @@ pub(crate) struct Upgraded {
 pub(crate) struct Answered {
     conn: Conn,
     pub(crate) status: StatusCode,
+    /// Minor version of HTTP/1.
+    minor: u8,
     headers: HeaderMap,
     /// What came after the head.
     rest: BytesMut,
@@ -148,24 +152,45 @@ impl Dialer {
     /// A fresh connection: no other session has used it and none will.
     async fn connect(&self) -> Result<Conn, DialError> {
         let started = self.clock.now();
-        let addresses = self.resolve().await?;
-        let mut error = None;
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => {
-                    note_failure(SockRef::from(&tcp).set_tcp_nodelay(true));
-                    self.totals.metrics.upstream("connect", self.clock.now() - started);
-                    let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
-                    let started = self.clock.now();
-                    let tls = connector.connect(name.clone(), tcp.into()).await.map_err(DialError::Tls)?;
-                    self.totals.metrics.upstream("tls", self.clock.now() - started);
-                    return Ok(Conn::tls(tls));
+        let tcp = self.connect_to(self.resolve().await?, started + self.connect_timeout).await?;
+        note_failure(SockRef::from(&tcp).set_tcp_nodelay(true));
+        self.totals.metrics.upstream("connect", self.clock.now() - started);
+        let Some((connector, name)) = &self.tls else { return Ok(Conn::plain(tcp)) };
+        let started = self.clock.now();
+        let tls = connector.connect(name.clone(), tcp.into()).await.map_err(DialError::Tls)?;
+        self.totals.metrics.upstream("tls", self.clock.now() - started);
+        Ok(Conn::tls(tls))
+    }
+
+    /// Tries one address after the other. Each has an equal share of the time that is left, since one that is gone may swallow
+    /// what it is sent; the one that answers is the first from then on.
+    async fn connect_to(&self, addresses: Vec<SocketAddr>, until: Instant) -> Result<TcpStream, DialError> {
+        let mut last = DialError::ConnectTimeout;
+        for (n, address) in addresses.iter().enumerate() {
+            let n_left = u32::try_from(addresses.len() - n).unwrap_or(u32::MAX);
+            let share = until.saturating_duration_since(self.clock.now()) / n_left;
+            match self.clock.timeout(share, TcpStream::connect(*address)).await {
+                Some(Ok(tcp)) => {
+                    if n > 0 {
+                        self.prefer(*address);
+                    }
+                    return Ok(tcp);
                 }
-                Err(it) => error = Some(it),
+                Some(Err(error)) => last = DialError::Connect(error),
+                None => last = DialError::ConnectTimeout,
             }
         }
-        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Err(DialError::Connect(error.expect("there was at least one address")))
+        Err(last)
+    }
+
+    /// This address is the first to be tried, as long as the name stands for the same ones.
+    fn prefer(&self, address: SocketAddr) {
+        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, addresses)) = &mut *resolved
+            && let Some(at) = addresses.iter().position(|it| *it == address)
+        {
+            addresses[..=at].rotate_right(1);
+        }
     }
 
     /// A fresh connection, within the time for one.
@@ -175,7 +200,9 @@ impl Dialer {
         }
         let counted = Counted::new(&self.totals, Counts::Upstream);
         let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
-        let mut conn = connected.ok_or(DialError::ConnectTimeout)??;
+        let mut conn = connected.unwrap_or(Err(DialError::ConnectTimeout)).inspect_err(|_| {
+            *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = None; // it may have moved
+        })?;
         conn.count(counted);
         Ok(conn)
     }
@@ -195,9 +222,9 @@ impl Dialer {
             read_answer(&mut conn).await
         };
         let answered = self.clock.timeout(self.handshake_timeout, exchange).await;
-        let (head::ResponseHead { status, headers, .. }, rest) = answered.ok_or(DialError::Timeout)??;
+        let (head::ResponseHead { status, minor, headers }, rest) = answered.ok_or(DialError::Timeout)??;
         self.totals.metrics.upstream("answer", self.clock.now() - started);
-        Ok(Answered { conn, status, headers, rest })
+        Ok(Answered { conn, status, minor, headers, rest })
     }
 
     /// Opens a WebSocket. `headers` are all but those of the handshake itself, `offer` what is offered there.
@@ -211,6 +238,9 @@ impl Dialer {
         let insert = |headers: &mut HeaderMap, name: &'static str, value: &str| {
             headers.insert(name, value.parse().expect("the handshake's headers are plain ASCII"));
         };
+        for name in [CONTENT_LENGTH, EXPECT] {
+            headers.remove(name); // no body follows
+        }
         insert(&mut headers, "connection", "Upgrade");
         insert(&mut headers, "upgrade", "websocket");
         insert(&mut headers, "sec-websocket-version", "13");
@@ -222,7 +252,7 @@ impl Dialer {
         if answer.status != StatusCode::SWITCHING_PROTOCOLS {
             return Err(answer.refused(&self.clock).await);
         }
-        check_upgrade(&answer.headers, &key)?;
+        check_upgrade(&answer, &key)?;
         let mut chosen = answer.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
         let subprotocol = match (chosen.next().map(http::HeaderValue::to_str), chosen.next()) {
             (None, _) => None,
@@ -238,15 +268,30 @@ impl Dialer {
 impl Answered {
     /// What an answer that is not wanted says.
     pub(crate) async fn refused(mut self, clock: &Clock) -> DialError {
-        let read = clock.timeout(BODY_TIMEOUT, read_body(&mut self.conn, &mut self.rest)).await;
-        drop(read); // late or broken, what has come is enough
-        let body = String::from_utf8_lossy(&self.rest[..self.rest.len().min(BODY)]).into_owned();
+        let mut body = Vec::new();
+        clock.timeout(BODY_TIMEOUT, self.read_body(&mut body)).await; // late or broken, what has come is enough
+        let body = String::from_utf8_lossy(&body[..body.len().min(BODY)]).into_owned();
         let forgets_session = self.headers.get_all(http::header::SET_COOKIE).iter().any(|it| {
             it.to_str().is_ok_and(|it| {
                 it.replace(' ', "").to_ascii_lowercase().starts_with("nvcf-request-id=;max-age=0")
             })
         });
         DialError::Refused { status: self.status, forgets_session, body }
+    }
+
+    /// Reads the beginning of its body; `None` when that breaks.
+    async fn read_body(&mut self, begun: &mut Vec<u8>) -> Option<()> {
+        let framed = Body::of_answer(&Method::GET, self.minor, self.status, &self.headers);
+        let mut body = framed.unwrap_or(Body::Rest);
+        loop {
+            while let Some(piece) = body.next(&mut self.rest).ok()? {
+                begun.extend_from_slice(&piece);
+            }
+            let is_enough = body.is_done() || begun.len() >= BODY;
+            if is_enough || self.conn.read_buf(&mut self.rest).await.ok()? == 0 {
+                return Some(());
+            }
+        }
     }
 }
 
@@ -284,18 +329,18 @@ pub(crate) fn next_head(
     heads.next(buf, LIMITS).map_err(|it| DialError::Garbage(it.cause().into_owned()))
 }
 
-async fn read_body(conn: &mut Conn, rest: &mut BytesMut) -> std::io::Result<()> {
-    while rest.len() < BODY && conn.read_buf(rest).await? > 0 {}
-    Ok(())
-}
-
 /// A 101 must be the answer to our handshake (RFC 6455 section 4.1).
-fn check_upgrade(headers: &HeaderMap, key: &str) -> Result<(), DialError> {
+fn check_upgrade(answer: &Answered, key: &str) -> Result<(), DialError> {
     let garbage = |what: &str| Err(DialError::Garbage(format!("answered 101, but {what}")));
+    let headers = &answer.headers;
+    if answer.minor == 0 {
+        return garbage("in HTTP/1.0");
+    }
     if !head::has_token(headers, &UPGRADE, "websocket") || !head::has_token(headers, &CONNECTION, "upgrade") {
         return garbage("not to a WebSocket");
     }
-    if headers.get(SEC_WEBSOCKET_ACCEPT).is_none_or(|it| it != accept(key).as_str()) {
+    let mut accepts = headers.get_all(SEC_WEBSOCKET_ACCEPT).iter();
+    if accepts.next().is_none_or(|it| it != accept(key).as_str()) || accepts.next().is_some() {
         return garbage("with the wrong Sec-WebSocket-Accept");
     }
     if headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
@@ -329,7 +374,40 @@ fn note_failure(result: std::io::Result<()>) {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
+    use crate::telemetry::Metrics;
+
+    #[tokio::test]
+    async fn an_address_that_swallows_what_it_is_sent_costs_its_share_alone() {
+        // A queue of one, and somebody stands in it: the kernel drops what else comes.
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+        full.listen(0).expect("a queue");
+        let gone = full.local_addr().expect("an address").as_socket().expect("an IP address");
+        let _first = TcpStream::connect(gone).await.expect("the one place");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let there = listener.local_addr().expect("an address");
+
+        let clock = Clock::system();
+        let dialer = |addresses: Vec<SocketAddr>| Dialer {
+            server: config::Server { tls: false, host: "upstream.invalid".into(), port: 1 },
+            tls: None,
+            connect_timeout: Duration::from_millis(400),
+            handshake_timeout: Duration::ZERO,
+            resolved: Mutex::new(Some((clock.now(), addresses))),
+            clock: clock.clone(),
+            totals: Arc::new(Totals::new(&Metrics::new())),
+        };
+        let known = |dialer: &Dialer| dialer.resolved.lock().expect("not poisoned").clone().map(|it| it.1);
+        let both = dialer(vec![gone, there]);
+        both.dial().await.expect("the second answers");
+        assert_eq!(known(&both), Some(vec![there, gone]), "it is the first from now on");
+        let alone = dialer(vec![gone]);
+        assert!(matches!(alone.dial().await, Err(DialError::ConnectTimeout)));
+        assert_eq!(known(&alone), None, "the name may stand for another address by now");
+    }
 
     #[test]
     fn the_accept_key_is_that_of_the_standard() {

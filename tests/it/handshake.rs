@@ -165,6 +165,19 @@ async fn nothing_that_a_browser_may_not_say_reaches_the_upstream() {
 }
 
 #[tokio::test]
+async fn a_handshake_upstream_announces_no_body() {
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    let headers = [("Expect", "100-continue"), ("Content-Length", "0"), ("X_Mine", "kept")];
+    client.upgrade("/sign_in", &headers).await;
+    assert_eq!(client.answer().await.status, 101);
+    let leg = upstream.leg().await;
+    assert_eq!((leg.header("expect"), leg.header("content-length")), (None, None));
+    assert_eq!(leg.header("x_mine").as_deref(), Some("kept"));
+}
+
+#[tokio::test]
 async fn what_a_101_says_for_its_connection_alone_stays_there() {
     let lines = "Connection: X-Nominated, \u{e9}\r\nX-Nominated: 1\r\nProxy-Authenticate: Basic\r\nTE: 1\r\nTrailer: 1\r\nX-Mine: kept\r\n";
     let upstream = Upstream::that(Act::Accept(lines.into())).await;

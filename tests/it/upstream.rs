@@ -6,6 +6,7 @@ use socket2::{Domain, Socket, Type};
 use streamgate::clock::Clock;
 use tokio::net::TcpStream;
 
+use crate::support::raw::accept;
 use crate::support::upstream::Act;
 use crate::support::{Answer, Gateway, Upstream, log};
 
@@ -53,6 +54,38 @@ async fn a_refusal_is_translated() {
         let logged = log::lines_with(&answer.json("request_id")).join("\n");
         assert!(logged.contains("secret of the upstream"), "the operator is: {logged}");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_is_known_once_all_of_it_has_come() {
+    for (framing, body) in [
+        ("Content-Length: 7", "because"),
+        ("Transfer-Encoding: chunked", "3\r\nbec\r\n4\r\nause\r\n0\r\n\r\n"),
+    ] {
+        let clock = Clock::paused();
+        // It keeps the connection.
+        let upstream = Upstream::that(Act::Begin(format!("HTTP/1.1 404 X\r\n{framing}\r\n\r\n{body}"))).await;
+        let gateway = Gateway::in_front_of(&upstream).on(&clock).start().await;
+        let mut client = gateway.connect().await;
+        client.upgrade("/sign_in", &[]).await;
+        let answer = client.answer().await;
+        check(&answer, 404, "function.unknown", framing);
+        let logged = log::lines_with(&answer.json("request_id")).join("\n");
+        assert!(logged.contains("because"), "{framing}: {logged}");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_is_no_matter_of_http_1_0() {
+    let mut upstream = Upstream::that(Act::Give).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut client = gateway.connect().await;
+    client.upgrade("/sign_in", &[]).await;
+    let mut leg = upstream.leg().await;
+    let key = accept(&leg.header("sec-websocket-key").expect("a key"));
+    let lines = format!("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {key}\r\n");
+    leg.send_raw(format!("HTTP/1.0 101 Switching Protocols\r\n{lines}\r\n").as_bytes()).await;
+    check(&client.answer().await, 502, "upstream.garbage", "HTTP/1.0");
 }
 
 #[tokio::test]
@@ -123,6 +156,7 @@ async fn an_upstream_that_speaks_garbage_or_hangs_up_is_a_502() {
         (Act::Answer("HTTP/1.1 101 X\r\n\r\n".into()), "upstream.garbage"),
         (Act::Answer("HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: wrong\r\n\r\n".into()), "upstream.garbage"),
         (Act::Accept("Sec-WebSocket-Extensions: permessage-deflate\r\n".into()), "upstream.garbage"),
+        (Act::Accept("Sec-WebSocket-Accept: another\r\n".into()), "upstream.garbage"),
         (Act::Accept("Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: b\r\n".into()), "upstream.garbage"),
         (Act::Accept("Sec-WebSocket-Protocol: never-offered\r\n".into()), "upstream.garbage"),
         (Act::Answer("HTTP/1.1 100 Continue\r\n\r\n".repeat(20)), "upstream.garbage"),
