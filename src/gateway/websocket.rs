@@ -28,7 +28,7 @@ use crate::gateway::relay::{self, Record};
 use crate::gateway::respond;
 use crate::gateway::tunnel::Carrier;
 use crate::gateway::upstream::{DialError, Upgraded, accept};
-use crate::gateway::worker::{Slot, Worker, close_politely};
+use crate::gateway::worker::{LAST_BYTES, Slot, Worker, close_politely};
 use crate::gateway::{Shared, Totals};
 use crate::lua::RouteChain;
 use crate::policy::{CLOSE_ON_REFUSAL, Exchange, Function, LocalResponse, Offer, Stop};
@@ -140,8 +140,9 @@ pub(crate) async fn serve(
                     return refuse(worker, conn, &mut exchange, &route, stop, key, started).await;
                 }
             };
-            if let Err(error) = conn.write_out(&bytes).await {
-                tracing::debug!(request = %exchange.id, %error, "The browser left before it was answered.");
+            // A browser that does not read would hold its place and its worker for ever.
+            if !matches!(shared.clock.timeout(LAST_BYTES, conn.write_out(&bytes)).await, Some(Ok(()))) {
+                tracing::debug!(request = %exchange.id, "The browser left before it was answered.");
                 return left(worker, &mut exchange, &route, started);
             }
             let now = shared.clock.now();
