@@ -377,7 +377,7 @@ impl Gateway {
 
     /// Its sessions, for the admin endpoints.
     pub(crate) fn sessions(&self) -> Arc<dyn Sessions> {
-        Arc::clone(&self.generations.borrow().directory) as Arc<dyn Sessions>
+        Arc::new(sign_in::Operated(self.generations.subscribe()))
     }
 
     /// Whether new sessions are taken.

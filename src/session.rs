@@ -193,6 +193,8 @@ pub(crate) struct Session {
     too_old: Option<Instant>,
     /// When the last message went.
     moved: Instant,
+    /// The upstream's last ping, which the browser has not answered, and when it came.
+    asked: Option<Box<(Instant, Control)>>,
     state: State,
     actions: VecDeque<Action>,
 }
@@ -252,6 +254,7 @@ impl Session {
             drain_by: None,
             too_old: max_age.map(|it| now + it),
             moved: now,
+            asked: None,
             state: State::Attached,
             actions: VecDeque::new(),
         }
@@ -338,6 +341,9 @@ impl Session {
             Opcode::Pong => match self.beats[leg as usize].pong(&control, now) {
                 Pong::First(rtt) => self.actions.push_back(Action::Measured(leg, rtt)),
                 Pong::Foreign if self.accepts_data(leg) => {
+                    if leg == Leg::Browser {
+                        self.asked.take_if(|it| it.1.payload() == control.payload());
+                    }
                     self.actions.push_back(Action::Send(leg.other(), control));
                 }
                 Pong::Repeated | Pong::Foreign => {}
@@ -347,6 +353,9 @@ impl Session {
                 self.actions.push_back(Action::Send(leg, pong));
             }
             Opcode::Ping if self.accepts_data(leg) => {
+                if leg == Leg::Upstream && self.window.is_some() {
+                    self.asked = Some(Box::new((now, control)));
+                }
                 self.actions.push_back(Action::Send(leg.other(), control));
             }
             Opcode::Ping => {}
@@ -393,8 +402,18 @@ impl Session {
             (State::Attached, Leg::Browser, Some(window)) if self.drain_by.is_none() => {
                 self.state = State::Parked { until: now + window, loss };
                 self.actions.push_back(Action::Park(loss));
+                self.answer_for_browser();
             }
             _ => self.lost(leg, loss),
+        }
+    }
+
+    /// The upstream's ping is answered in the place of a browser that does not: whether it comes back is not for the upstream
+    /// to wait for.
+    fn answer_for_browser(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            let pong = Control::new(Opcode::Pong, asked.1.payload());
+            self.actions.push_back(Action::Send(Leg::Upstream, pong));
         }
     }
 
@@ -427,8 +446,7 @@ impl Session {
         match stop {
             Stop::Asked => self.terminated(Reason::Terminated, "the session was ended"),
             Stop::Replaced => {
-                let close = Control::close(3005, "the session goes on elsewhere");
-                self.actions.push_back(Action::Send(Leg::Browser, close));
+                self.send_close(Leg::Browser, Control::close(3005, "the session goes on elsewhere"));
                 // The upstream sees a lost connection, not an end: the session goes on over another one.
                 self.finish(Reason::Replaced, 3005, Ending::Close, Ending::Close);
             }
@@ -442,14 +460,21 @@ impl Session {
 
     fn terminate(&mut self, reason: Reason, close: Control, what: &str) {
         let code = close.close_code();
-        self.actions.push_back(Action::Send(Leg::Browser, close));
-        self.actions.push_back(Action::Send(Leg::Upstream, Control::close(1000, what)));
+        self.send_close(Leg::Browser, close);
+        self.send_close(Leg::Upstream, Control::close(1000, what));
         self.finish(reason, code, Ending::Close, Ending::Close);
+    }
+
+    /// Sends a Close frame to a leg that has not had one.
+    fn send_close(&mut self, leg: Leg, close: Control) {
+        if !matches!(self.state, State::Closing { by, .. } if by != leg) {
+            self.actions.push_back(Action::Send(leg, close));
+        }
     }
 
     /// The culprit is told what it did; the other leg is told that the session is over.
     fn violated(&mut self, leg: Leg, violation: Violation) {
-        self.actions.push_back(Action::Send(leg, Control::close(violation.code, violation.what)));
+        self.send_close(leg, Control::close(violation.code, violation.what));
         let (reason, told) = match leg {
             Leg::Browser => {
                 (Reason::BrowserViolation, Control::close(1001, "the other side broke the protocol"))
@@ -458,7 +483,7 @@ impl Session {
                 (Reason::UpstreamViolation, Control::close(1011, "the upstream broke the protocol"))
             }
         };
-        self.actions.push_back(Action::Send(leg.other(), told));
+        self.send_close(leg.other(), told);
         self.finish(reason, violation.code, Ending::Close, Ending::Close);
     }
 
@@ -489,6 +514,11 @@ impl Session {
         if self.ask.is_some_and(|it| now >= it) {
             self.ask = self.tick.map(|it| now + it);
             self.actions.push_back(Action::Ask);
+        }
+        let silent_since = self.beats[Leg::Browser as usize].silent_since();
+        let patience = self.beats[Leg::Browser as usize].interval() / 2;
+        if self.asked.as_ref().is_some_and(|it| silent_since <= it.0 && now >= it.0 + patience) {
+            self.answer_for_browser();
         }
         for &leg in legs {
             match self.beats[leg as usize].beat(now) {

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::config::{self, Resume, ResumeMode};
 use crate::gateway::Shared;
 use crate::gateway::cookie::Ticket;
-use crate::gateway::directory::SessionId;
+use crate::gateway::directory::{Directory, Found, SessionId};
 use crate::gateway::head::RequestHead;
 use crate::gateway::worker::Worker;
 use crate::policy::{Chain, Exchange, Function, Offer, Phase, RESUME_TOKEN, Stop, passed_on};
@@ -103,8 +103,18 @@ impl Seat {
         Seat { session: SessionId::random(), generation: 0, began: now, is_new: true }
     }
 
-    /// The session that the browser names by a token of its own, or by its cookie; else a new one.
-    pub(crate) fn of(exchange: &Exchange, function: &Function, ticket: Option<&Ticket>, now: u64) -> Self {
+    /// The session that the browser names by a token of its own, or by its cookie; else a new one, as where nobody comes
+    /// back into any.
+    pub(crate) fn of(
+        exchange: &Exchange,
+        resume: &Resume,
+        function: &Function,
+        ticket: Option<&Ticket>,
+        now: u64,
+    ) -> Self {
+        if resume.mode == ResumeMode::Off {
+            return Seat::new(now);
+        }
         let in_query = parameters(exchange).filter_map(|it| it.strip_prefix(RESUME_PARAMETER));
         let mut tokens = exchange.offer.values(RESUME_TOKEN).chain(in_query);
         let named = tokens
@@ -119,6 +129,37 @@ impl Seat {
                 None => Seat::new(now),
             },
         }
+    }
+}
+
+/// What is there of the session that a browser comes back into.
+pub(crate) struct Earlier {
+    /// The session of its seat.
+    pub(crate) found: Option<Found>,
+    /// What its cookie says of the session that it goes on with.
+    pub(crate) ticket: Option<Ticket>,
+    /// That session, where it is not the one of its seat.
+    pub(crate) other: Option<Found>,
+    /// The cookie is that of a browser that has come back twice since: whoever shows it is somebody else.
+    pub(crate) is_replayed: bool,
+}
+
+impl Earlier {
+    /// Looks for it. The cookie is that of all pages of a browser, the token a page's own: where the page's own session is
+    /// there, or another page is in that of the cookie, the cookie says nothing.
+    pub(crate) async fn seek(directory: &Directory, seat: &Seat, ticket: Option<Ticket>) -> Earlier {
+        let found = if seat.is_new { None } else { directory.seek(seat.session).await };
+        let (ticket, other) = match ticket {
+            Some(it) if it.session != seat.session && found.is_some() => (None, None),
+            Some(it) if it.session != seat.session => match directory.seek(it.session).await {
+                Some(other) if other.is_attached() => (None, None),
+                other => (Some(it), other),
+            },
+            ticket => (ticket, None),
+        };
+        let generations = ticket.as_ref().zip(found.as_ref());
+        let is_replayed = generations.is_some_and(|(it, found)| it.generation + 1 < found.generation());
+        Earlier { found, ticket, other, is_replayed }
     }
 }
 
@@ -144,10 +185,10 @@ pub(crate) async fn upstream_headers(
     chain.run(Phase::UpstreamRequest, exchange, &worker.watch).await
 }
 
-/// Sets what NVCF wants to see. `ticket` is the session to come back into.
+/// Sets what NVCF wants to see. `resume` says how long it is to hold the session, `ticket` is the one to come back into.
 pub(crate) fn sign(
     shared: &Shared,
-    resume: &Resume,
+    resume: Option<&Resume>,
     headers: &mut HeaderMap,
     function: &Function,
     ticket: Option<&Ticket>,
@@ -170,7 +211,7 @@ pub(crate) fn sign(
         headers.insert(NVCF_REQID, value(&ticket.request)?);
     }
     headers.remove(RECONNECT_WINDOW);
-    if resume.mode != ResumeMode::Off {
+    if let Some(resume) = resume.filter(|it| it.mode != ResumeMode::Off) {
         let window = window(resume);
         let made = shared.credentials.windows.iter().find(|it| it.0 == window);
         let value = made.map_or_else(|| HeaderValue::from(window), |it| it.1.clone());

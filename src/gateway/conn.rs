@@ -122,6 +122,15 @@ impl Conn {
         tcp_info::acknowledged(&self.tcp().stream)
     }
 
+    /// How many bytes the peer's kernel has acknowledged, and how many were written.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let written = match &self.io {
+            Io::Tunnel(tunnel) => tunnel.written,
+            Io::Plain(_) | Io::Tls(_) => self.tcp().written,
+        };
+        (self.acknowledged(), written)
+    }
+
     /// Is one of a session from now on.
     pub(crate) fn tune(&self) {
         upstream::tune(&self.tcp().stream);

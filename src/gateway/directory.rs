@@ -8,11 +8,10 @@ mod registry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 use ring::digest::{SHA256, digest};
@@ -23,7 +22,6 @@ use crate::clock::Clock;
 use crate::config::Viewer;
 use crate::gateway::conn::Conn;
 use crate::session::{Control, Stop};
-use crate::telemetry::Sessions;
 
 pub(crate) use self::peer::{Handed, Host, Offered, Peers};
 pub(crate) use self::redis::Redis;
@@ -37,6 +35,7 @@ pub(crate) struct SessionId(pub(crate) [u8; 16]);
 pub(crate) struct Directory {
     entries: Mutex<HashMap<SessionId, Arc<Entry>>>,
     registry: Arc<dyn Registry>,
+    drains_until: OnceLock<Instant>,
 }
 
 /// A session of this process, and how it is reached.
@@ -145,7 +144,7 @@ impl SessionId {
 
 impl SessionId {
     /// Reads what `Display` writes.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32)?;
         Some(SessionId(number.to_be_bytes()))
     }
@@ -154,7 +153,7 @@ impl SessionId {
 impl Directory {
     /// An empty one.
     pub(crate) fn new(registry: Arc<dyn Registry>) -> Self {
-        Directory { entries: Mutex::default(), registry }
+        Directory { entries: Mutex::default(), registry, drains_until: OnceLock::new() }
     }
 
     /// The session with this id, if it is in this process.
@@ -208,9 +207,29 @@ impl Directory {
 
     /// Tells all sessions that the gateway is about to end.
     pub(crate) fn drain(&self, until: Instant) {
+        self.drains_until.get_or_init(|| until);
         for entry in self.entries().values() {
             drop(entry.post(Mail::Drain(until))); // one that has ended needs no telling
         }
+    }
+
+    /// The sessions of this process, for an operator.
+    pub(crate) fn describe(&self) -> Vec<serde_json::Value> {
+        let describe = |entry: &Arc<Entry>| {
+            json!({
+                "id": entry.id.to_string(),
+                "principal": entry.about.identity.principal,
+                "function": entry.about.identity.function,
+                "state": if entry.is_attached() { "attached" } else { "parked" },
+                "began": entry.about.began,
+            })
+        };
+        self.entries().values().map(describe).collect()
+    }
+
+    /// Until when the gateway waits for its sessions, once they were told that it is about to end.
+    pub(crate) fn drains_until(&self) -> Option<Instant> {
+        self.drains_until.get().copied()
     }
 
     /// A session has ended: it takes no more mail, and nobody finds it any more.
@@ -226,34 +245,6 @@ impl Directory {
 
     fn entries(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Sessions for Directory {
-    fn list(&self) -> Vec<serde_json::Value> {
-        let describe = |entry: &Arc<Entry>| {
-            json!({
-                "id": entry.id.to_string(),
-                "principal": entry.about.identity.principal,
-                "function": entry.about.identity.function,
-                "state": if entry.is_attached() { "attached" } else { "parked" },
-                "began": entry.about.began,
-            })
-        };
-        self.entries().values().map(describe).collect()
-    }
-
-    async fn end(&self, id: &str) -> bool {
-        let Some(id) = SessionId::parse(id) else { return false };
-        match self.seek(id).await {
-            Some(Found::Here(entry)) => {
-                drop(entry.stop(Stop::Asked));
-                true
-            }
-            Some(Found::There(there)) => there.make_way(Stop::Asked).await,
-            None => false,
-        }
     }
 }
 

@@ -626,10 +626,11 @@ async fn prepare(
     let function = admit::admit(worker, &route.chain, exchange).await?;
     exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, &route.resume, exchange, &function);
-    let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
+    let seat = Seat::of(exchange, &route.resume, &function, ticket.as_ref(), shared.clock.unix());
     admit::upstream_headers(worker, &route.chain, exchange, &seat).await?;
     let mut headers = std::mem::take(&mut exchange.upstream);
-    admit::sign(shared, &route.resume, &mut headers, &function, ticket.as_ref()).map_err(Stop::Reject)?;
+    admit::sign(shared, Some(&route.resume), &mut headers, &function, ticket.as_ref())
+        .map_err(Stop::Reject)?;
     for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
         match exchange.headers.get(&name) {
             Some(value) => drop(headers.insert(name, value.clone())),

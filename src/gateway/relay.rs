@@ -26,8 +26,8 @@ use crate::gateway::websocket::Place;
 use crate::gateway::worker::{LAST_BYTES, Slot};
 use crate::policy::{Chain, Exchange, Message, Phase, Principal, SessionFacts, Side, Stop};
 use crate::session::{
-    Action, Assembler, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Piece, Reason,
-    Sender, Sent, Session, TooLarge, Tracker, Violation, encode_message,
+    Action, Assembler, Backlog, Control, End, Ending, Event, Gather, Leg, Limits, Loss, Opcode, Piece,
+    Reason, Sender, Sent, Session, TooLarge, Tracker, Violation, encode_message,
 };
 use crate::telemetry::{Line, Metrics};
 
@@ -220,12 +220,25 @@ struct LegState {
     n_bytes: u64,
     /// Encrypted bytes may stand in the connection itself.
     needs_flush: bool,
+    /// It takes no more, and why. What it has said before may still have to be read.
+    deaf: Option<Loss>,
+    /// How far its kernel had acknowledged when a ping last had to wait.
+    acknowledged: u64,
 }
 
 impl LegState {
     fn new(conn: Option<Conn>, sender: Sender) -> Self {
         let tracker = Tracker::new(sender);
-        LegState { conn, tracker, out: Vec::new(), waiting: Vec::new(), n_bytes: 0, needs_flush: false }
+        LegState {
+            conn,
+            tracker,
+            out: Vec::new(),
+            waiting: Vec::new(),
+            n_bytes: 0,
+            needs_flush: false,
+            deaf: None,
+            acknowledged: 0,
+        }
     }
 
     /// Where the last byte for this leg stands.
@@ -234,28 +247,37 @@ impl LegState {
     }
 
     /// Sends bytes, keeping those that the peer does not take now. A browser that is away is sent nothing.
-    fn send(&mut self, cx: Option<&mut Context<'_>>, mut bytes: &[u8]) -> std::io::Result<()> {
-        let Some(conn) = &mut self.conn else { return Ok(()) };
+    fn send(&mut self, cx: Option<&mut Context<'_>>, mut bytes: &[u8]) {
+        let Some(conn) = &mut self.conn else { return };
         if self.out.is_empty()
+            && self.deaf.is_none()
             && let Some(cx) = cx
         {
             self.needs_flush = true;
             while !bytes.is_empty() {
                 match Pin::new(&mut *conn).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(n)) => bytes = &bytes[n..],
-                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Ready(Ok(n)) if n > 0 => bytes = &bytes[n..],
+                    Poll::Ready(Ok(_)) => {
+                        self.deaf = Some(Loss::Fin);
+                        break;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.deaf = Some(loss(&error));
+                        break;
+                    }
                     Poll::Pending => break,
                 }
             }
         }
-        self.out.extend_from_slice(bytes);
-        Ok(())
+        self.out.extend_from_slice(bytes); // they count as sent, and as not arrived, wherever the connection breaks
     }
 
     /// Sends what is kept. Ready once nothing is.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         let Some(conn) = &mut self.conn else { return Poll::Ready(Ok(())) };
+        if self.deaf.is_some() {
+            return Poll::Pending;
+        }
         let mut written = 0;
         while written < self.out.len() {
             match Pin::new(&mut *conn).poll_write(cx, &self.out[written..]) {
@@ -279,7 +301,7 @@ impl LegState {
 
     /// Ends the connection; true when the peer is still to end it as well. One that does not take its last bytes is left.
     async fn shut(&mut self, ending: Ending, clock: &Clock) -> bool {
-        if ending == Ending::Reset {
+        if ending == Ending::Reset || self.deaf.is_some() {
             if let Some(conn) = self.conn.take() {
                 conn.reset_on_drop();
             }
@@ -358,11 +380,13 @@ impl Relay {
         let worker = slot.worker();
         let shared = &worker.shared;
         let (now, sessions) = (shared.clock.now(), &shared.config.sessions);
+        // One that goes on over another connection upstream is as old as it was.
+        let age = Duration::from_secs(shared.clock.unix().saturating_sub(record.listed.entry.about.began));
         let keeper = Keeper::new(resume);
         let limits = Limits {
             keepalive: sessions.keepalive,
             window: keeper.is_some().then_some(resume.window),
-            max_age: sessions.max_age,
+            max_age: sessions.max_age.map(|it| it.saturating_sub(age)),
             max_idle: sessions.max_idle,
             tick: record.ticks.then_some(sessions.tick),
         };
@@ -401,22 +425,15 @@ impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let mut turns = 0;
         loop {
-            if self.timer.poll(cx).is_ready() {
-                // A leg that is not read, because the other does not take more, cannot be heard. One that takes nothing
-                // itself must show otherwise that it is there.
-                for leg in Leg::BOTH {
-                    let is_read = self.legs[leg.other() as usize].out.is_empty();
-                    if !is_read && self.legs[leg as usize].out.is_empty() {
-                        let now = self.slot.worker().shared.clock.now();
-                        self.session.handle(now, Event::Heard(leg));
-                    }
-                }
+            // What stands in the kernel is read first: it may be the sign of life that a tick would miss.
+            if turns > 0 && self.timer.poll(cx).is_ready() {
+                self.hear_what_cannot_be_read();
                 if let Some(end) = self.handle_with(Event::Tick, Some(cx)) {
                     return Poll::Ready(end);
                 }
                 continue; // the timer has a new deadline to be polled for
             }
-            let mut has_moved = false;
+            let mut has_moved = turns == 0;
             for leg in Leg::BOTH {
                 let n_waiting = self.legs[leg as usize].out.len();
                 let drained = self.poll_drain(leg, cx);
@@ -425,18 +442,25 @@ impl Relay {
                     let now = self.slot.worker().shared.clock.now();
                     self.session.handle(now, Event::Heard(leg));
                 }
-                match drained {
-                    Poll::Pending | Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => {
-                        if let Some(end) = self.handle_with(Event::Gone(leg, loss(&error)), Some(cx)) {
-                            return Poll::Ready(end);
-                        }
-                    }
+                if let Poll::Ready(Err(error)) = drained {
+                    self.legs[leg as usize].deaf = Some(loss(&error));
+                }
+            }
+            if let [Some(loss), Some(_)] = [Leg::Browser, Leg::Upstream].map(|it| self.legs[it as usize].deaf)
+            {
+                // Neither will take what the other has said.
+                if let Some(end) = self.handle_with(Event::Gone(Leg::Browser, loss), Some(cx)) {
+                    return Poll::Ready(end);
                 }
             }
             for leg in Leg::BOTH {
-                if !self.legs[leg.other() as usize].out.is_empty() {
-                    continue; // back-pressure: what the other side does not take is not read
+                // Back-pressure: what the other side does not take is not read, and neither is an upstream that does not
+                // take the answers to its own pings while the browser is away.
+                let is_parked = self.legs[Leg::Browser as usize].conn.is_none();
+                let own = &self.legs[leg as usize];
+                let is_stuck = is_parked && !own.out.is_empty() && own.deaf.is_none();
+                if is_stuck || !self.legs[leg.other() as usize].out.is_empty() {
+                    continue;
                 }
                 match self.poll_read(leg, cx) {
                     Poll::Pending => {}
@@ -451,6 +475,26 @@ impl Relay {
             if turns == TURNS {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
+            }
+        }
+    }
+
+    /// A leg that cannot be heard, because it is not read or because no ping can be sent to it now, must show otherwise that
+    /// it is there: it takes all that it is sent, or more of it than before.
+    fn hear_what_cannot_be_read(&mut self) {
+        let now = self.slot.worker().shared.clock.now();
+        for leg in Leg::BOTH {
+            let is_read = self.legs[leg.other() as usize].out.is_empty();
+            let state = &mut self.legs[leg as usize];
+            let takes_all = !is_read && state.out.is_empty();
+            let takes_more = !state.waiting.is_empty()
+                && state.conn.as_ref().is_some_and(|it| {
+                    let (acknowledged, written) = it.progress();
+                    let before = std::mem::replace(&mut state.acknowledged, acknowledged);
+                    acknowledged > before || (acknowledged == written && state.out.is_empty())
+                });
+            if takes_all || takes_more {
+                self.session.handle(now, Event::Heard(leg));
             }
         }
     }
@@ -477,12 +521,13 @@ impl Relay {
             let mut buf = ReadBuf::new(scratch);
             match Pin::new(conn).poll_read(cx, &mut buf) {
                 Poll::Pending => Poll::Pending,
-                Poll::Ready(Ok(())) if buf.filled().is_empty() => {
-                    Poll::Ready(self.handle_with(Event::Gone(leg, Loss::Fin), Some(cx)))
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    Poll::Ready(self.pass(leg, buf.filled(), Some(cx)))
                 }
-                Poll::Ready(Ok(())) => Poll::Ready(self.pass(leg, buf.filled(), Some(cx))),
-                Poll::Ready(Err(error)) => {
-                    Poll::Ready(self.handle_with(Event::Gone(leg, loss(&error)), Some(cx)))
+                Poll::Ready(read) => {
+                    let ended = read.err().map_or(Loss::Fin, |it| loss(&it));
+                    let loss = self.legs[leg as usize].deaf.unwrap_or(ended);
+                    Poll::Ready(self.handle_with(Event::Gone(leg, loss), Some(cx)))
                 }
             }
         })
@@ -502,11 +547,18 @@ impl Relay {
             return Some(end);
         }
         let mut ends = ENDS.take();
+        let mut has_data = false;
         let end = loop {
             let event = match self.legs[leg as usize].tracker.next(&mut bytes, &mut ends) {
                 Ok(None) => break None,
-                Ok(Some(Piece::Data(data))) => self.carry(leg, data, &ends, cx.as_deref_mut()),
-                Ok(Some(Piece::Held(data))) => self.carry(leg, &data, &ends, cx.as_deref_mut()),
+                Ok(Some(Piece::Data(data))) => {
+                    has_data = true;
+                    self.carry(leg, data, &ends, cx.as_deref_mut())
+                }
+                Ok(Some(Piece::Held(data))) => {
+                    has_data = true;
+                    self.carry(leg, &data, &ends, cx.as_deref_mut())
+                }
                 Ok(Some(Piece::Control(control))) => Some(Event::Control(leg, control)),
                 Err(violation) => Some(Event::Violated(leg, violation)),
             };
@@ -519,7 +571,7 @@ impl Relay {
         ENDS.set(ends);
         let (data, control) = self.legs[leg as usize].tracker.take_counts();
         worker.shared.metrics.relayed(leg, n_before, data, control);
-        if data > 0 && worker.shared.config.sessions.max_idle.is_some() {
+        if has_data && worker.shared.config.sessions.max_idle.is_some() {
             self.session.handle(worker.shared.clock.now(), Event::Moved);
         }
         end
@@ -574,6 +626,7 @@ impl Relay {
         }
         self.messages = Some(messages);
         let sent = if out.is_empty() { None } else { self.send_data(from, &out, &ends, cx) };
+        self.send_waiting(from.other()); // also behind a message that nobody gets
         sent.or(event)
     }
 
@@ -590,16 +643,10 @@ impl Relay {
         }
         let to = from.other();
         let (worker, leg) = (self.slot.worker(), &mut self.legs[to as usize]);
-        let sent = match (&mut self.keeper, from) {
-            (None, _) => leg.send(cx.as_deref_mut(), data),
+        match (&mut self.keeper, from) {
+            (None, _) => leg.send(cx, data),
             (Some(keeper), Leg::Browser) => {
-                let mut sent = Ok(());
-                keeper.gather.take(data, ends, |it| {
-                    if sent.is_ok() {
-                        sent = leg.send(cx.as_deref_mut(), it);
-                    }
-                });
-                sent
+                keeper.gather.take(data, ends, |it| leg.send(cx.as_deref_mut(), it));
             }
             (Some(keeper), Leg::Upstream) => {
                 let audible = match (keeper.is_muted, ends.first()) {
@@ -608,20 +655,14 @@ impl Relay {
                     (true, Some(&end)) => &data[end..],
                 };
                 keeper.is_muted &= ends.is_empty();
-                let sent = leg.send(cx, audible);
+                leg.send(cx, audible);
                 keeper.backlog.push(data, ends, leg.sent());
                 if !keeper.limit(leg.conn.as_ref(), &worker.shared.metrics) {
                     return Some(Event::Overflowed);
                 }
-                sent
             }
-        };
-        if let Err(error) = sent {
-            return Some(Event::Gone(to, loss(&error)));
         }
-        if self.takes_control(to) && !self.legs[to as usize].waiting.is_empty() {
-            self.send_waiting(to);
-        }
+        self.send_waiting(to);
         None
     }
 
@@ -631,7 +672,11 @@ impl Relay {
         is_held || self.legs[to.other() as usize].tracker.is_at_boundary()
     }
 
+    /// Sends the control frames that have waited, if they may go now.
     fn send_waiting(&mut self, to: Leg) {
+        if self.legs[to as usize].waiting.is_empty() || !self.takes_control(to) {
+            return;
+        }
         for control in std::mem::take(&mut self.legs[to as usize].waiting) {
             self.send_control(to, &control);
         }
@@ -644,7 +689,9 @@ impl Relay {
         if !*shared.draining.borrow() {
             return None;
         }
-        self.handle_with(Event::Drain(shared.clock.now() + shared.config.sessions.drain_timeout), None)
+        let until = shared.directory.drains_until();
+        let until = until.unwrap_or_else(|| shared.clock.now() + shared.config.sessions.drain_timeout);
+        self.handle_with(Event::Drain(until), None)
     }
 
     /// Tells the session what happened and does what it wants.
@@ -661,11 +708,15 @@ impl Relay {
                     if self.legs[leg as usize].conn.is_none() {
                         continue;
                     }
+                    if control.opcode == Opcode::Close {
+                        shared.directory.note_browser(&self.entry, None); // whoever comes now finds nobody in its place
+                    }
                     if self.takes_control(leg) {
                         self.send_control(leg, &control);
-                        if let Some(cx) = cx.as_deref_mut() {
-                            // An error shows up at the next read or write.
-                            let _ = self.poll_drain(leg, cx).is_ready();
+                        if let Some(cx) = cx.as_deref_mut()
+                            && let Poll::Ready(Err(error)) = self.poll_drain(leg, cx)
+                        {
+                            self.legs[leg as usize].deaf = Some(loss(&error));
                         }
                     } else {
                         self.legs[leg as usize].waiting.push(control);
@@ -801,6 +852,7 @@ impl Relay {
                 keeper.count(&shared.metrics);
                 self.tell(Phase::SessionPark, loss.name());
             }
+            Some(keeper) if keeper.backlog.has_gap() => self.session.handle(now, Event::Overflowed),
             _ => self.session.handle(now, Event::Torn),
         }
     }
@@ -975,12 +1027,12 @@ impl Relay {
 
     /// Ends both connections, each in its way.
     async fn finish(self, end: End) {
-        // Its place is free once its connections are at their end.
-        let Relay { slot, legs: [mut browser, mut upstream], stoppers, record: _record, .. } = self;
+        let Relay { slot, legs: [mut browser, mut upstream], stoppers, record, .. } = self;
         let clock = &slot.worker().shared.clock.clone();
         let (browser_waits, upstream_waits) =
             join(browser.shut(end.browser, clock), upstream.shut(end.upstream, clock)).await;
-        drop(stoppers); // both have ended as far as it is ours to say
+        // Both have ended as far as it is ours to say, so its place is free, also for the one that has made it end.
+        drop((record, stoppers));
         let linger = async |leg: &mut LegState, waits: bool| {
             if waits {
                 leg.linger(clock).await;

@@ -17,7 +17,7 @@ use http::{HeaderValue, Method, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::config::{Refusal, ResumeMode, Viewer};
-use crate::gateway::admit::{self, Seat};
+use crate::gateway::admit::{self, Earlier, Seat};
 use crate::gateway::conn::Conn;
 use crate::gateway::cookie::Ticket;
 use crate::gateway::directory::{
@@ -240,7 +240,7 @@ async fn admit_browser(
     let function = admit::admit(worker, &route.chain, exchange).await.map_err(stop)?;
     exchange.function = Some(function.id.clone());
     let ticket = admit::ticket(shared, &route.resume, exchange, &function);
-    let seat = Seat::of(exchange, &function, ticket.as_ref(), shared.clock.unix());
+    let seat = Seat::of(exchange, &route.resume, &function, ticket.as_ref(), shared.clock.unix());
     let target = admit::target(exchange);
     Ok(Admitted { accept_key, function, ticket, seat, target })
 }
@@ -268,25 +268,16 @@ async fn come_back(
     started: Instant,
 ) -> Back {
     let shared = &worker.shared;
-    let named = admitted.ticket.as_ref().map_or(admitted.seat.session, |it| it.session);
-    if named != admitted.seat.session
-        && let Some(found) = shared.directory.seek(named).await
-    {
-        // The cookie is that of all pages of a browser, the token this page's own. Where another page is in the session,
-        // this one has a session of its own; where none is any more, it goes on with it.
-        if found.is_attached() {
-            admitted.ticket = None;
-        } else {
-            found.make_way(session::Stop::Replaced, &shared.clock).await;
-        }
+    let earlier = Earlier::seek(&shared.directory, &admitted.seat, admitted.ticket.take()).await;
+    admitted.ticket = earlier.ticket;
+    if let Some(other) = earlier.other {
+        other.make_way(session::Stop::Replaced, &shared.clock).await;
     }
-    let found = if admitted.seat.is_new { None } else { shared.directory.seek(admitted.seat.session).await };
-    let Some(found) = found else {
+    let Some(found) = earlier.found else {
         return Back::No(conn, early, admitted, None);
     };
     let kind = found.kind();
-    if admitted.ticket.as_ref().is_some_and(|it| it.generation + 1 < found.generation()) {
-        // The cookie of a browser that has come back twice since: whoever shows it is somebody else.
+    if earlier.is_replayed {
         shared.metrics.resume(kind, "replayed");
         admitted.ticket = None;
         admitted.seat = Seat::new(shared.clock.unix());
@@ -423,7 +414,7 @@ async fn dial(
     let mut pauses = REGISTRATION.iter();
     loop {
         let mut headers = exchange.upstream.clone();
-        admit::sign(shared, &route.resume, &mut headers, &admitted.function, ticket).map_err(stop)?;
+        admit::sign(shared, Some(&route.resume), &mut headers, &admitted.function, ticket).map_err(stop)?;
         let dialled = tokio::select! {
             dialled = shared.dialer.upgrade(&admitted.target, headers, &offer) => dialled,
             () = conn.gone(early) => return Err(Failure::BrowserGone),

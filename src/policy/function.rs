@@ -56,7 +56,7 @@ impl Functions {
     }
 
     /// A version belongs to one function; another function has none of the configuration's.
-    fn with_version(&self, id: &str) -> Function {
+    pub(crate) fn with_version(&self, id: &str) -> Function {
         let version = if id == self.default { self.version.clone() } else { None };
         Function { id: id.to_owned(), version }
     }

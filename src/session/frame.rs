@@ -132,14 +132,16 @@ impl Tracker {
             if rest.is_empty() {
                 break;
             }
-            let Some(header) = self.header(rest)? else {
-                if end == 0 {
+            let header = match self.header(rest) {
+                Ok(Some(header)) => header,
+                Err(violation) if end == 0 => return Err(violation),
+                Ok(None) if end == 0 => {
                     self.held.extend_from_slice(rest);
                     end = bytes.len();
                     *input = &bytes[end..];
                     return Ok(None);
                 }
-                break;
+                Ok(None) | Err(_) => break, // the run first
             };
             if header.is_control() {
                 if end > 0 {

@@ -59,14 +59,31 @@ impl Keepalive {
         self.heard = now;
     }
 
+    /// Between two pings.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Since when nothing came.
+    pub(crate) fn silent_since(&self) -> Instant {
+        self.heard
+    }
+
     /// The time of the next [`Keepalive::beat`].
     pub(crate) fn deadline(&self) -> Instant {
-        self.next_ping.min(self.heard + self.timeout)
+        self.lost_at().map_or(self.next_ping, |it| it.min(self.next_ping))
+    }
+
+    /// When the peer is given up: it has been silent for long, and has had time to answer a ping, which it has not if this
+    /// process was stopped meanwhile.
+    fn lost_at(&self) -> Option<Instant> {
+        let patience = self.timeout.saturating_sub(self.interval);
+        self.asked.map(|asked| (self.heard + self.timeout).max(asked + patience))
     }
 
     /// What is due at this time.
     pub(crate) fn beat(&mut self, now: Instant) -> Beat {
-        if now >= self.heard + self.timeout {
+        if self.lost_at().is_some_and(|it| now >= it) {
             return Beat::Lost;
         }
         if now < self.next_ping {

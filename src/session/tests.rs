@@ -90,6 +90,51 @@ fn an_answer_that_is_late_twice_is_still_ours() {
 }
 
 #[test]
+fn a_process_that_was_stopped_gives_nobody_up() {
+    let mut it = Bench::new();
+    assert_eq!(it.at(1000).pings().len(), 2, "they are asked first");
+    it.on(Event::Heard(Leg::Upstream));
+    assert_eq!(it.at(10).pings().len(), 2);
+    it.on(Event::Heard(Leg::Upstream));
+    let end = it.at(10).on(Event::Tick);
+    assert!(
+        matches!(end.last(), Some(Action::Finish(end)) if end.reason == Reason::BrowserSilent),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn a_ping_is_answered_for_a_browser_that_does_not() {
+    let (ping, pong) = (Control::new(Opcode::Ping, b"hb"), Control::new(Opcode::Pong, b"hb"));
+    let resumable = Limits { window: Some(Duration::from_secs(60)), ..LIMITS };
+    let mut it = Bench::within(resumable);
+    it.on(Event::Control(Leg::Upstream, ping));
+    assert_eq!(it.at(4).on(Event::Tick), [], "there is no hurry");
+    assert_eq!(it.at(6).on(Event::Tick)[0], Action::Send(Leg::Upstream, pong));
+    assert!(!it.at(10).on(Event::Tick).contains(&Action::Send(Leg::Upstream, pong)), "once");
+    // When it is lost, and not when it has answered itself.
+    for has_answered in [false, true] {
+        let mut it = Bench::within(resumable);
+        it.on(Event::Control(Leg::Upstream, ping));
+        if has_answered {
+            assert_eq!(it.on(Event::Control(Leg::Browser, pong)), [Action::Send(Leg::Upstream, pong)]);
+        }
+        let parks = it.on(Event::Gone(Leg::Browser, Loss::Reset));
+        assert_eq!(parks.contains(&Action::Send(Leg::Upstream, pong)), !has_answered);
+    }
+}
+
+#[test]
+fn nobody_is_sent_two_close_frames() {
+    let mut it = Bench::new();
+    let close = Control::close(1000, "");
+    assert_eq!(it.on(Event::Control(Leg::Browser, close)), [Action::Send(Leg::Upstream, close)]);
+    let end = it.on(Event::Stop(Stop::Asked));
+    assert!(!end.iter().any(|it| matches!(it, Action::Send(Leg::Upstream, _))), "{end:?}");
+    assert!(matches!(end[0], Action::Send(Leg::Browser, _)), "it is owed an answer");
+}
+
+#[test]
 fn a_silent_peer_is_given_up_after_the_timeout_and_not_before() {
     for silent in Leg::BOTH {
         let mut it = Bench::new();

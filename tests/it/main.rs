@@ -8,6 +8,7 @@
 mod support;
 
 mod bench;
+mod breaks;
 mod broken;
 mod browser;
 mod chain;

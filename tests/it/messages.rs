@@ -1,5 +1,9 @@
 //! Plugins that look at the messages of a session, and at no others.
 
+use std::time::Duration;
+
+use streamgate::clock::Clock;
+
 use crate::support::raw::{frame, from_browser};
 use crate::support::{Client, Gateway, Leg, Upstream, cookie};
 
@@ -153,4 +157,29 @@ fn a_schema_says_which_messages_and_how_large() {
             .problems();
         assert!(problems.contains(told), "{messages}: {problems}");
     }
+}
+
+#[tokio::test]
+async fn a_ping_does_not_wait_behind_a_message_that_was_dropped() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let gateway = Gateway::in_front_of(&upstream)
+        .with("[plugins]\npaths = [\"plugins\"]")
+        .plugin("judge", &schema("{ from = \"function\", max = \"1KiB\" }"), JUDGE)
+        .chain("\"judge\"")
+        .on(&clock)
+        .start()
+        .await;
+    let mut client = gateway.connect().await;
+    client.upgrade("/sign_in", &[]).await;
+    assert_eq!(client.answer().await.status, 101);
+    let mut leg = upstream.leg().await;
+    let dropped = frame(1, b"drop", None);
+    leg.send_raw(&dropped[..3]).await;
+    // The part has come once the gateway has it.
+    gateway.until_metric("streamgate_relay_bytes_total", &[("direction", "to_browser")], 3.0);
+    clock.advance(Duration::from_secs(10));
+    assert_eq!(leg.frame().await.expect("the upstream is not within a frame").opcode, 9);
+    leg.send_raw(&dropped[3..]).await;
+    assert_eq!(client.frame().await.expect("the ping").opcode, 9);
 }

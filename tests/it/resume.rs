@@ -523,7 +523,9 @@ async fn a_browser_asks_about_its_session_and_ends_it() {
 
 #[tokio::test]
 async fn an_operator_sees_sessions_and_ends_one() {
-    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let ended = "HTTP/1.1 204 No Content\r\n\r\n";
+    let acts = vec![Act::Accept(ID.into()), Act::Answer(ended.into())];
+    let mut upstream = Upstream::that(Act::InTurn(acts)).await;
     let gateway = Gateway::in_front_of(&upstream)
         .authenticated()
         .env("STREAMGATE_ADMIN_TOKEN", "a token of the operator")
@@ -553,4 +555,178 @@ async fn an_operator_sees_sessions_and_ends_one() {
     assert_eq!(leg.frame().await.expect("a Close frame").payload[..2], 1000u16.to_be_bytes());
     gateway.until_metric("streamgate_session_ends_total", &[("reason", "terminated")], 1.0);
     parked(&gateway, 0.0);
+    let told = async {
+        while upstream.heads().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    crate::support::soon("NVCF is told", told).await;
+    let told = upstream.heads()[1].to_ascii_lowercase();
+    for part in
+        ["delete /sign_in", "x-nvcf-absorb: true", "nvcf-request-id=5e2b1c7d-0000-0000-0000-000000000001"]
+    {
+        assert!(told.contains(part), "{part} is missing in {told}");
+    }
+}
+
+/// Two pages of one browser: each has a token of its own, and both have the cookie of the one that came last.
+struct Page {
+    client: Client,
+    cookie: String,
+}
+
+async fn page(gateway: &Gateway, path: &str, token: &str, cookie_before: &str) -> Page {
+    let entry = format!("chat, streamgate-resume.{token}");
+    let headers = [("Sec-WebSocket-Protocol", entry.as_str()), ("Cookie", cookie_before)];
+    let (client, answer) = ask(gateway, path, &headers).await;
+    assert_eq!(answer.status, 101, "{}", answer.text());
+    Page { client, cookie: cookie(&answer.header("set-cookie").expect("a cookie")) }
+}
+
+/// An upstream whose sessions have different names.
+fn named() -> Act {
+    let accept = |n: usize| Act::Accept(format!("nvcf-reqid: request-{n}\r\n"));
+    Act::InTurn((0..8).map(accept).collect())
+}
+
+const ONE: &str = "token-of-the-first-page";
+const OTHER: &str = "token-of-the-second-page";
+
+#[tokio::test]
+async fn pages_of_one_browser_do_not_end_each_others_sessions() {
+    let mut upstream = Upstream::that(named()).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let one = page(&gateway, "/sign_in", ONE, "").await;
+    let mut first = upstream.leg().await;
+    let other = page(&gateway, "/sign_in", OTHER, &one.cookie).await;
+    let mut second = upstream.leg().await;
+    one.client.reset();
+    other.client.reset();
+    parked(&gateway, 2.0);
+    first.send(1, b"for the first").await;
+    second.send(1, b"for the second").await;
+    let mut one = page(&gateway, "/sign_in", ONE, &other.cookie).await;
+    assert_eq!(one.client.frame().await.expect("a message").payload, b"for the first");
+    let mut other = page(&gateway, "/sign_in", OTHER, &one.cookie).await;
+    assert_eq!(other.client.frame().await.expect("a message").payload, b"for the second");
+    assert_eq!(upstream.n_connections(), 2, "neither function has noticed anything");
+
+    // The cookie of a page that is gone says nothing about another one, however often that has come back.
+    let close = close_payload(1000, "bye");
+    other.client.send(&from_browser(8, &close)).await;
+    second.send(8, &close).await;
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "closed_by_browser")], 1.0);
+    for _ in 0..4 {
+        one.client.reset();
+        parked(&gateway, 1.0);
+        one = page(&gateway, "/sign_in", ONE, &other.cookie).await;
+    }
+    assert_eq!(upstream.n_connections(), 2);
+    // Another handshake is one of the page's own session.
+    let again = page(&gateway, "/sign_in?reconnect=1", ONE, &other.cookie).await;
+    let mut third = upstream.leg().await;
+    assert_eq!(third.header("nvcf-reqid").as_deref(), Some("request-0"));
+    drop(first);
+
+    // And so is its end.
+    let entry = format!("streamgate-resume.{ONE}");
+    let headers = [("Sec-WebSocket-Protocol", entry.as_str()), ("Cookie", other.cookie.as_str())];
+    let mut client = gateway.connect().await;
+    client.request("DELETE", "/sign_in", &headers, b"").await;
+    let before = upstream.heads().len();
+    assert_eq!(third.frame().await.expect("a Close frame").opcode, 8);
+    drop(client.answer_to("DELETE").await); // this upstream knows no DELETE
+    let told = upstream.heads()[before - 1..].concat().to_ascii_lowercase();
+    assert!(told.contains("cookie: nvcf-request-id=request-2"), "{told}");
+    drop(again);
+}
+
+#[tokio::test]
+async fn a_cookie_that_was_replayed_ends_nobodys_session() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (mut browser, _leg) = session(&gateway, &mut upstream).await;
+    let first = browser.cookie.clone();
+    for _ in 0..3 {
+        browser.client.reset();
+        parked(&gateway, 1.0);
+        browser = open(&gateway, &browser.cookie).await;
+    }
+    for method in ["HEAD", "DELETE"] {
+        let mut client = gateway.connect().await;
+        client.request(method, "/sign_in", &[("Cookie", &first)], b"").await;
+        assert_eq!(client.answer_to(method).await.status, 404, "{method}");
+    }
+    assert!(browser.client.is_silent().await);
+    // One that was renewed by asking is as good as the one that it renews.
+    let mut client = gateway.connect().await;
+    client.request("HEAD", "/sign_in", &[("Cookie", &browser.cookie)], b"").await;
+    let answer = client.answer_to("HEAD").await;
+    let renewed = cookie(&answer.header("set-cookie").expect("a cookie"));
+    browser.client.reset();
+    parked(&gateway, 1.0);
+    open(&gateway, &renewed).await;
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
+async fn a_session_is_as_old_as_it_is_over_whichever_connection() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway =
+        Gateway::in_front_of(&upstream).with("[sessions]\nmax_age = \"15s\"").on(&clock).start().await;
+    let (browser, leg) = session(&gateway, &mut upstream).await;
+    clock.advance(Duration::from_secs(9));
+    browser.client.reset();
+    parked(&gateway, 1.0);
+    let (mut client, answer) =
+        ask(&gateway, "/sign_in?x=1&reconnect=1", &[("Cookie", &browser.cookie)]).await;
+    assert_eq!(answer.status, 101);
+    let _leg = upstream.leg().await;
+    drop(leg);
+    clock.advance(Duration::from_secs(6));
+    assert_eq!(client.frame().await.expect("a Close frame").payload[..2], 3010u16.to_be_bytes());
+    gateway.until_metric("streamgate_session_ends_total", &[("reason", "max_age")], 1.0);
+}
+
+#[tokio::test]
+async fn where_nobody_comes_back_a_token_names_nothing() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway =
+        Gateway::in_front_of(&upstream).with("[sessions]\nresume = { mode = \"off\" }").start().await;
+    let headers = [("Sec-WebSocket-Protocol", "chat, streamgate-resume.3f9a1c55aa0e4d7b")];
+    let (mut one, _) = ask(&gateway, "/sign_in", &headers).await;
+    let mut first = upstream.leg().await;
+    let (_other, answer) = ask(&gateway, "/sign_in", &headers).await;
+    assert_eq!(answer.status, 101);
+    assert_eq!(upstream.leg().await.header("nvcf-reqid"), None);
+    first.send(1, b"still here").await;
+    assert_eq!(one.frame().await.expect("a message").payload, b"still here");
+}
+
+#[tokio::test]
+async fn a_full_gateway_has_room_for_a_session_that_goes_on_over_another_connection() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).with("[sessions]\nmax = 1").start().await;
+    let (mut browser, mut leg) = session(&gateway, &mut upstream).await;
+    let headers = [("Cookie", browser.cookie.as_str())];
+    let (_client, answer) = ask(&gateway, "/sign_in?x=1&reconnect=1", &headers).await;
+    assert_eq!(answer.status, 101, "{}", answer.text());
+    assert_eq!(browser.client.frame().await.expect("a Close frame").opcode, 8);
+    assert!(leg.frame().await.is_none());
+    upstream.leg().await;
+}
+
+#[tokio::test]
+async fn a_page_that_was_closed_leaves_its_session_to_the_next_one() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let mut one = page(&gateway, "/sign_in", ONE, "").await;
+    let mut leg = upstream.leg().await;
+    one.client.send(&from_browser(8, &close_payload(1001, ""))).await;
+    assert_eq!(leg.frame().await.expect("a Close frame").payload, close_payload(1001, ""));
+    // The function has not answered yet; the page that is loaded again has another token.
+    let _other = page(&gateway, "/sign_in", OTHER, &one.cookie).await;
+    let next = upstream.leg().await;
+    assert_eq!(next.header("nvcf-reqid").as_deref(), Some("5e2b1c7d-0000-0000-0000-000000000001"));
 }
