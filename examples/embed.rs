@@ -101,6 +101,7 @@ chain = [
 ]
 "#;
 
+#[allow(clippy::print_stderr)] // where nobody reads it may end
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let natives = Natives::new().with(OpeningHours);
     let sources = Sources::new(Env::of_process()).with_file("examples/nvcf/embed.toml", CONFIG.to_owned());

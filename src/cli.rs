@@ -1,5 +1,7 @@
 //! The commands.
-#![allow(clippy::print_stdout)] // the one module that speaks to the terminal
+
+#[macro_use]
+mod output;
 
 mod bench;
 mod demo;
@@ -161,16 +163,16 @@ fn check(options: &CheckOptions) -> Result<(), Failure> {
     let config = options.file.resolve(Role::Gateway, &clock)?;
     let report = App::check(config, &clock)?;
     if let Some(hint) = options.file.hint() {
-        println!("warning: {hint}.");
+        outln!("warning: {hint}.");
     }
     for warning in &report.warnings {
-        println!("warning: {warning}.");
+        outln!("warning: {warning}.");
     }
     match options.explain.as_deref() {
-        None => println!("The configuration is valid; nothing was started."),
-        Some("") => report.routes().for_each(|it| print!("{it}")),
+        None => outln!("The configuration is valid; nothing was started."),
+        Some("") => report.routes().for_each(|it| out!("{it}")),
         Some(path) => match report.route(path) {
-            Some(route) => print!("{route}"),
+            Some(route) => out!("{route}"),
             None => return Err(Failure { code: 2, message: format!("there is no route for {path:?}") }),
         },
     }

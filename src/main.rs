@@ -1,5 +1,6 @@
 //! The streamgate binary: parse the command line, run it, exit with a meaningful code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            drop(writeln!(std::io::stderr(), "{failure}")); // the exit code is told in any case
             failure.exit_code()
         }
     }

@@ -1,7 +1,7 @@
 //! `streamgate bench`: how much a gateway carries, ours or another one.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -140,7 +140,7 @@ fn upstream(options: &UpstreamOptions) -> Result<(), Failure> {
         gateway::raise_limit();
         let upstream =
             Upstream::start(options.kind.into(), options.listen, MOST_SESSIONS, &Clock::system()).await?;
-        println!("listening on {}", upstream.address());
+        outln!("listening on {}", upstream.address());
         stop.await;
         Ok(())
     })
@@ -161,7 +161,7 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     })?;
     let is_json_shown = options.json.as_deref() == Some(Path::new("-"));
     match &options.json {
-        Some(_) if is_json_shown => print!("{}", report.json()),
+        Some(_) if is_json_shown => out!("{}", report.json()),
         Some(path) => write(path, &report.json())?,
         None => {}
     }
@@ -169,9 +169,9 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
         write(path, &report.html())?;
     }
     if is_json_shown {
-        eprint!("{}", report.table())
+        err!("{}", report.table())
     } else {
-        print!("{}", report.table())
+        out!("{}", report.table())
     }
     if report.is_whole() {
         Ok(())
@@ -274,10 +274,9 @@ impl Line {
             it.errors
         );
         if self.is_terminal {
-            eprint!("\r\x1b[K{text}");
-            drop(std::io::stderr().flush()); // a terminal that is gone shows nothing
+            err!("\r\x1b[K{text}");
         } else if self.phase.lock().is_ok_and(|mut told| told.replace(phase) != Some(phase)) {
-            eprintln!("{text}");
+            err!("{text}\n");
         }
     }
 }
@@ -285,7 +284,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if self.is_terminal && !self.is_quiet {
-            eprint!("\r\x1b[K");
+            err!("\r\x1b[K");
         }
     }
 }

@@ -58,22 +58,22 @@ pub(super) fn run(options: Options) -> Result<(), Failure> {
         let (stop_back, stopped) = tokio::sync::oneshot::channel::<()>();
         let back = tokio::spawn(back.run(async move { drop(stopped.await) }));
 
-        println!("front door  http://{}", address(behind.frontdoor));
-        println!(
+        outln!("front door  http://{}", address(behind.frontdoor));
+        outln!(
             "function    control http://{}, signalling ws://{}/sign_in, media udp {}",
             address(behind.control),
             address(behind.signaling),
             address(behind.media)
         );
         let function = deploy(behind, &api_key, &clock).await?;
-        println!("deployed    function {function}");
+        outln!("deployed    function {function}");
 
         let front = front(&options, &folder, behind, &api_key, &function)?;
         let front = App::build(front, clock.clone()).await?;
         let here = front.addresses();
         let gateway = here.gateway.expect("the demo has a gateway");
-        println!("gateway     {gateway}, metrics http://{}/metrics", address(here.admin));
-        println!("\nOpen  {}\n\nStop with Ctrl-C.", url(&options, gateway, &token));
+        outln!("gateway     {gateway}, metrics http://{}/metrics", address(here.admin));
+        outln!("\nOpen  {}\n\nStop with Ctrl-C.", url(&options, gateway, &token));
         front.run(stop).await;
         stop_back.send(()).ok(); // it has stopped by itself otherwise
         drop(back.await);

@@ -58,7 +58,7 @@ fn test(options: &TestOptions) -> Result<(), Failure> {
             Ok(report) => report,
             Err(problems) => {
                 let told = problems.told();
-                println!(
+                outln!(
                     "{name}\n  FAIL  cannot be tested\n        {}",
                     told.trim_end().replace('\n', "\n        ")
                 );
@@ -66,15 +66,15 @@ fn test(options: &TestOptions) -> Result<(), Failure> {
                 continue;
             }
         };
-        println!("{name}");
+        outln!("{name}");
         for (what, failure) in report.tests {
             match failure {
                 None => {
-                    println!("  ok    {what}");
+                    outln!("  ok    {what}");
                     n_passed += 1;
                 }
                 Some(failure) => {
-                    println!("  FAIL  {what}\n        {}", failure.replace('\n', "\n        "));
+                    outln!("  FAIL  {what}\n        {}", failure.replace('\n', "\n        "));
                     n_failed += 1;
                 }
             }
@@ -82,7 +82,7 @@ fn test(options: &TestOptions) -> Result<(), Failure> {
         report.lines.iter().for_each(coverage::show);
         covered.extend(report.lines);
     }
-    println!("{n_passed} passed, {n_failed} failed");
+    outln!("{n_passed} passed, {n_failed} failed");
     if n_failed > 0 {
         return Err(Failure::new("plugin tests failed"));
     }

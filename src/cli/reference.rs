@@ -34,6 +34,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
     made.and_then(|()| std::fs::write(path, text))
         .map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
-    println!("{}", path.display());
+    outln!("{}", path.display());
     Ok(())
 }

@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::telemetry::Metrics;
 
-/// Where the lines go. Writing never holds up a request: a reader that is too slow loses lines, which are counted.
+/// Where the lines go. Writing never holds up a request: a reader that is too slow, or gone, loses lines, which are counted.
 #[derive(Clone)]
 pub(crate) struct AccessLog {
     sender: Option<SyncSender<Item>>,
@@ -66,6 +66,7 @@ impl AccessLog {
     pub(crate) fn new(on: bool, json: bool, metrics: &Metrics) -> Self {
         let sender = on.then(|| {
             let (sender, receiver) = sync_channel::<Item>(WAITING);
+            let metrics = metrics.clone();
             let write = move || {
                 let stdout = std::io::stdout();
                 while let Ok(first) = receiver.recv() {
@@ -74,7 +75,11 @@ impl AccessLog {
                     for item in std::iter::once(first).chain(receiver.try_iter()) {
                         match item {
                             // A closed pipe is the reader's decision; requests go on.
-                            Item::Line(line) => drop(out.write_all(line.as_bytes())),
+                            Item::Line(line) => {
+                                if out.write_all(line.as_bytes()).is_err() {
+                                    metrics.access_line_dropped();
+                                }
+                            }
                             Item::Flush(done) => flushed.push(done),
                         }
                     }

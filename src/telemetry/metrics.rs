@@ -14,6 +14,7 @@ use prometheus::{
 use crate::clock::Clock;
 use crate::policy::{Outcome, Phase, Watch};
 use crate::session::Leg;
+use crate::telemetry::log;
 use crate::telemetry::meters::Declared;
 
 /// All metrics of one process (or of one test). Cloning shares them.
@@ -271,11 +272,12 @@ impl Metrics {
             access_lines_dropped: counter(
                 r,
                 "streamgate_access_lines_dropped_total",
-                "Lines of the access log lost because its reader was too slow.",
+                "Lines of the access log lost because its reader was too slow or gone, or they could not be written.",
             ),
             streaming: Streaming::new(r),
             registry: r.registry.clone(),
         };
+        r.register("counter", Ok(log::LINES_DROPPED.clone()));
         gauges(r, "streamgate_build_info", "1, with the version as a label.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use crate::support::process::{Process, run, run_in};
+use crate::support::process::{Process, run, run_in, run_unread};
 use crate::support::raw::frame;
 use crate::support::upstream::Act;
-use crate::support::{Client, FUNCTION, Folder, KEY, TOKEN, Upstream};
+use crate::support::{Client, FUNCTION, Folder, KEY, TOKEN, Upstream, soon};
 
 const OWN_PORTS: [(&str, &str); 2] =
     [("STREAMGATE_LISTEN_ADDRESS", "127.0.0.1:0"), ("STREAMGATE_ADMIN_ADDRESS", "127.0.0.1:0")];
@@ -247,6 +247,68 @@ async fn a_session_leaves_one_line_when_it_is_over() {
         assert!(line.contains(part), "{part} is missing in {line}");
     }
     assert!(!process.stderr.text().contains("canary"), "queries carry tokens");
+}
+
+/// Its ports are those of a process that can say where they are.
+#[tokio::test]
+async fn a_gateway_lives_on_when_neither_log_can_be_written() {
+    let mut upstream = Upstream::start().await;
+    let (server, folder) = (format!("http://{}", upstream.address), Folder::new());
+    let file = folder.write("streamgate.toml", "[listen]\nhandover = \"next.sock\"\n").display().to_string();
+    let env = with(&sample(&server), &[("STREAMGATE_LOG_LEVEL", "debug")]);
+    let args = ["run", "--config", &file];
+    let mut first = Process::start(&args, &env);
+    let (gateway, admin) = (first.address("gateway").await, first.address("admin").await);
+    let mut process = Process::start_without_room(&args, &env);
+    assert!(first.ended().await.success(), "{}", first.stderr.text());
+
+    let mut client = Client::connect(gateway).await;
+    client.request("CONNECT", "/", &[], b"").await;
+    assert!(client.answer().await.status >= 400, "what is refused has a line in both logs");
+    let mut client = Client::connect(gateway).await;
+    client.upgrade("/sign_in", &[]).await;
+    assert_eq!(client.answer().await.status, 101);
+    let mut leg = upstream.leg().await;
+    client.send(&frame(1, b"hello", Some([1, 2, 3, 4]))).await;
+    assert_eq!(leg.frame().await.expect("a frame").payload, b"hello");
+
+    let all_counted = async {
+        loop {
+            let mut client = Client::connect(admin).await;
+            client.request("GET", "/metrics", &[], b"").await;
+            let text = client.answer().await.text();
+            let lost = |name: &str| {
+                let line = text.lines().find_map(|it| it.strip_prefix(name)).expect("a metric");
+                line.trim().parse::<u32>().expect("a number")
+            };
+            if lost("streamgate_log_lines_dropped_total ") > 0
+                && lost("streamgate_access_lines_dropped_total ") == 1
+            {
+                return;
+            }
+        }
+    };
+    soon("the count of lost lines", all_counted).await;
+
+    process.signal("TERM").await;
+    drop((client, leg));
+    assert_eq!(process.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_reader_that_has_enough_is_no_fault() {
+    let env = sample("grpc.example");
+    for args in [&["plugin", "list"][..], &["check", "--explain"], &["check"], &["plugin", "schema", "cors"]]
+    {
+        let ended = run_unread(args, &env).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+    let failed = run_unread(&["plugin", "test", "tests"], &env).await;
+    assert_eq!(failed.code, Some(1), "a fault is told all the same: {failed:?}");
+    let mut full = Process::start_without_room(&["check"], &env);
+    assert_eq!(full.ended().await.code(), Some(1), "an answer that is lost");
+    let mut full = Process::start_without_room(&["check", "--config", "nowhere.toml"], &env);
+    assert_eq!(full.ended().await.code(), Some(2));
 }
 
 #[tokio::test]

@@ -65,10 +65,14 @@ fn settings(text: &str) -> Result<config::Table, Problems> {
 }
 
 fn show(options: &Options, measured: &[Measured]) {
-    println!("{} {}, CPU time and memory of a call\n", options.method, options.path);
-    println!(
+    outln!("{} {}, CPU time and memory of a call\n", options.method, options.path);
+    outln!(
         "{:<18}{:>10}{:>12}{:>12}{:>13}   how it ends",
-        "phase", "ns", "ns, empty", "bytes", "allocations"
+        "phase",
+        "ns",
+        "ns, empty",
+        "bytes",
+        "allocations"
     );
     for it in measured {
         let total: usize = it.outcomes.iter().map(|(_, n)| n).sum();
@@ -86,9 +90,9 @@ fn show(options: &Options, measured: &[Measured]) {
         }
         let (call, empty) = (it.call.as_nanos(), it.empty.as_nanos());
         let (name, ends) = (it.phase.name(), ends.join(", "));
-        println!("{name:<18}{call:>10}{empty:>12}{:>12}{:>13}   {ends}", it.bytes, it.allocations);
+        outln!("{name:<18}{call:>10}{empty:>12}{:>12}{:>13}   {ends}", it.bytes, it.allocations);
     }
-    println!(
+    outln!(
         "\n\"empty\" is a plugin that does nothing. Bytes are those of the VM; allocations count there and outside of it. There is\n\
          no network, and the clock stands still: a plugin that asks a service is refused at once, and what it costs to wait\n\
          for an answer is not in these figures."

@@ -25,7 +25,7 @@ impl Options {
         }
         let (covered, total) =
             (files.iter().map(FileLines::covered).sum(), files.iter().map(FileLines::total).sum());
-        println!("{covered} of {total} lines were run, {}", percent(covered, total));
+        outln!("{covered} of {total} lines were run, {}", percent(covered, total));
         let Some(least) = self.at_least else { return Ok(()) };
         let below: Vec<String> = files
             .iter()
@@ -51,7 +51,7 @@ pub(super) fn show(file: &FileLines) {
         })
         .collect();
     let missed = if missed.is_empty() { String::new() } else { format!("; missed {}", missed.join(", ")) };
-    println!("  lines {covered}/{total} of {name}, {}{missed}", percent(covered, total));
+    outln!("  lines {covered}/{total} of {name}, {}{missed}", percent(covered, total));
 }
 
 /// Rounded down, so that only what is whole is 100 %.

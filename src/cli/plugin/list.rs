@@ -25,20 +25,20 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     let from = |it: &Listed| it.folder.as_ref().map_or("built in".to_owned(), |it| it.display().to_string());
     let from_width = found.iter().map(|it| from(it).chars().count()).max().unwrap_or(0);
     let mut n_broken = 0;
-    println!("{:<width$}  {:<from_width$}  phases; what it does", "plugin", "from");
+    outln!("{:<width$}  {:<from_width$}  phases; what it does", "plugin", "from");
     for it in &found {
         let about = match &it.about {
             Ok(about) => format!("{}; {}", about.phases.names(), about.summary),
             Err(_) => "broken, see below".into(),
         };
         let about = if it.is_hidden { "not used: one of this name comes first".into() } else { about };
-        println!("{:<width$}  {:<from_width$}  {about}", it.name, from(it));
+        outln!("{:<width$}  {:<from_width$}  {about}", it.name, from(it));
     }
     for problems in found.iter().filter_map(|it| it.about.as_ref().err()) {
         n_broken += 1;
-        println!();
+        outln!();
         for problem in problems.iter() {
-            println!(
+            outln!(
                 "{}   {}\n    {}",
                 problem.place,
                 problem.subject,

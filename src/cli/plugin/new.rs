@@ -54,10 +54,10 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     for (file, text) in TEMPLATE {
         let path = folder.join(file);
         std::fs::write(&path, fill(text, name, phases)).map_err(failed)?;
-        println!("{}", path.display());
+        outln!("{}", path.display());
     }
     let shown = folder.display();
-    println!(
+    outln!(
         "\n{name} is asked in {}.\n\n  \
          streamgate plugin test {shown}\n      runs its tests; change plugin.lua and spec.lua together\n  \
          chain = [\"{name}\"]\n      in a route of streamgate.toml has it asked\n  \

@@ -14,6 +14,6 @@ pub(in crate::cli) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), Failure> {
-    print!("{}", plugin_schema(bundles(&options.path)?)?);
+    out!("{}", plugin_schema(bundles(&options.path)?)?);
     Ok(())
 }

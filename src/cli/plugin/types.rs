@@ -31,14 +31,14 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
         write(&path, &text)?;
     }
     if is_fresh {
-        println!("{} is up to date", options.folder.display());
+        outln!("{} is up to date", options.folder.display());
     }
     let settings = options.workspace.join(".luarc.json");
     let folder = relative(&options.folder, &options.workspace).display().to_string();
     if settings.exists() {
         match has_library(&settings, &folder) {
-            true => println!("{} is set up already", settings.display()),
-            false => println!(
+            true => outln!("{} is set up already", settings.display()),
+            false => outln!(
                 "{} is there already and was not changed; it needs `\"workspace.library\": [{folder:?}]`",
                 settings.display()
             ),
@@ -73,6 +73,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
     made.and_then(|()| std::fs::write(path, text))
         .map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
-    println!("{}", path.display());
+    outln!("{}", path.display());
     Ok(())
 }

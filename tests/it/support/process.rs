@@ -46,6 +46,13 @@ pub async fn run(args: &[&str], env: &[(&str, &str)]) -> Ended {
     ended(&mut command(args, env)).await
 }
 
+/// The same, with a reader of its output that is gone before the first line.
+pub async fn run_unread(args: &[&str], env: &[(&str, &str)]) -> Ended {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    ended(command(args, env).stdout(writer)).await
+}
+
 /// The same in a folder.
 pub async fn run_in(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Ended {
     ended(command(args, env).current_dir(folder)).await
@@ -61,6 +68,14 @@ impl Process {
     /// Starts the binary.
     pub fn start(args: &[&str], env: &[(&str, &str)]) -> Process {
         Process::spawn(command(args, env))
+    }
+
+    /// The same, with both outputs on a disk that is full.
+    pub fn start_without_room(args: &[&str], env: &[(&str, &str)]) -> Process {
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let mut command = command(args, env);
+        command.stdout(full()).stderr(full());
+        Process::spawn(command)
     }
 
     /// The same in a folder.
@@ -83,8 +98,8 @@ impl Process {
 
     fn spawn(mut command: Command) -> Process {
         let mut child = command.spawn().expect("the binary can be started");
-        let stdout = Output::of(child.stdout.take().expect("it is piped"));
-        let stderr = Output::of(child.stderr.take().expect("it is piped"));
+        let stdout = child.stdout.take().map(Output::of).unwrap_or_default();
+        let stderr = child.stderr.take().map(Output::of).unwrap_or_default();
         Process { child, stdout, stderr }
     }
 
