@@ -6,6 +6,8 @@ COPY src src
 COPY lua lua
 COPY plugins plugins
 COPY web web
+# Not built, but Cargo wants to see what its manifest names.
+COPY benches benches
 RUN cargo build --release --locked --bin streamgate
 
 FROM debian:bookworm-slim

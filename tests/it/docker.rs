@@ -1,9 +1,10 @@
 //! The Dockerfile, as far as it can be tried without an engine.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::support::process::{Process, run};
-use crate::support::{FUNCTION, KEY};
+use crate::support::{FUNCTION, Folder, KEY};
 
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
 
@@ -93,6 +94,38 @@ fn the_build_has_every_file_that_the_sources_include() {
         }
     }
     assert!(n_found > 5, "the sources include files");
+}
+
+/// Cargo reads the whole manifest, also when it builds one binary: each target that stands there must have its file.
+#[test]
+fn the_build_has_every_target_that_the_manifest_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignore = std::fs::read_to_string(root.join(".dockerignore")).expect("there is one");
+    let context = Folder::new();
+    let copied: BTreeSet<String> = copied().into_iter().collect();
+    for path in copied.iter().filter(|path| ignore.lines().any(|it| it == format!("!{path}"))) {
+        copy(&root.join(path), &context.path().join(path));
+    }
+    // Cargo looks for the files of all targets before it knows which of them it is to build; `cargo metadata` does not.
+    let asked = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--bin", "none"])
+        .current_dir(context.path())
+        .env("CARGO_TARGET_DIR", context.path().join("target"))
+        .output()
+        .expect("cargo runs this test");
+    let said = String::from_utf8_lossy(&asked.stderr);
+    assert!(said.contains("no bin target named `none`"), "{said}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_file() {
+        std::fs::copy(from, to).expect("it can be copied");
+        return;
+    }
+    std::fs::create_dir(to).expect("it is not there yet");
+    for entry in std::fs::read_dir(from).expect("it can be read").flatten() {
+        copy(&entry.path(), &to.join(entry.file_name()));
+    }
 }
 
 #[test]
