@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::cli::{Failure, File};
-use crate::config::Role;
+use crate::config::{Env, Role, Sources};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -26,7 +26,7 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
             let parsed = address.parse().map_err(|_| Failure::new(format!("not an address: {address:?}")))?;
             vec![(parsed, path.to_owned())]
         }
-        None => configured(&options.file)?,
+        None => configured(&options.file),
     };
     let mut failures = Vec::new();
     for (address, path) in targets {
@@ -40,14 +40,23 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// The health paths of the process that this configuration is for. Which command it runs is not written there, so all
-/// three are asked.
-fn configured(file: &File) -> Result<Vec<(SocketAddr, String)>, Failure> {
-    let sources = file.sources()?;
-    let config = sources.resolve(Role::Stream)?;
-    let control = config.streaming.map(|it| (it.control, "healthz"));
-    let door = sources.resolve(Role::FrontDoor)?.frontdoor.map(|it| (it.address, "health"));
-    let targets = [Some((config.admin.address, "healthz")), control, door];
-    Ok(targets.into_iter().flatten().map(|(address, path)| (local(address), path.to_owned())).collect())
+/// three are asked. A process goes on with the configuration that it has when the file gets a mistake, so a mistake is no
+/// reason to call it ill.
+fn configured(file: &File) -> Vec<(SocketAddr, String)> {
+    let read = file.sources();
+    let resolved = read.clone().and_then(|it| {
+        it.resolve(Role::Stream)?;
+        it.resolve(Role::FrontDoor)
+    });
+    if let Err(problems) = resolved {
+        err!(
+            "warning: the configuration has mistakes; what is found of the addresses is asked.\n{}",
+            problems.told()
+        );
+    }
+    let found = read.unwrap_or_else(|_| Sources::new(Env::of_process())).health();
+    let paths = ["healthz", "healthz", "health"];
+    found.into_iter().map(local).zip(paths.map(str::to_owned)).collect()
 }
 
 /// The address under which this machine reaches itself.

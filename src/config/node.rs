@@ -148,6 +148,11 @@ pub(crate) fn parse(path: &Arc<PathBuf>, text: &str) -> Result<Table, Problems> 
     Err(problems)
 }
 
+/// What there is of a TOML document, with mistakes in it or not.
+pub(crate) fn parse_some(path: &Arc<PathBuf>, text: &str) -> Table {
+    convert_table(path, text, DeTable::parse_recoverable(text).0.get_ref())
+}
+
 fn convert_table(path: &Arc<PathBuf>, text: &str, table: &DeTable<'_>) -> Table {
     let mut entries: Vec<(usize, Entry)> = table
         .iter()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::node::{Node, Table, Value, parse};
+use crate::config::node::{Node, Table, Value, parse, parse_some};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
     Admin, Alternative, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin,
@@ -70,6 +70,19 @@ impl Sources {
         }
     }
 
+    /// Where the health paths are, as far as it can be found: of the admin server, of the control server of a container and
+    /// of the front door. A mistake, in these settings too, leaves the others as they are.
+    pub(crate) fn health(&self) -> [SocketAddr; 3] {
+        let reader = Reader::lenient(self);
+        let found = |key, of_role| reader.address(key, of_role).or(of_role).unwrap_or_else(|| default(key));
+        let control = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), CONTROL_PORT);
+        [
+            found("admin.address", None),
+            found("streaming.control", Some(control)),
+            found("frontdoor.address", None),
+        ]
+    }
+
     /// The parts of a gateway's configuration that refer to further files; none when they cannot be read themselves.
     pub(crate) fn parts(&self) -> Option<Parts> {
         let reader = Reader::new(self).ok()?;
@@ -91,6 +104,12 @@ impl<'a> Reader<'a> {
             None => (Table::default(), PathBuf::new()),
         };
         Ok(Reader { table, sources, base, problems: RefCell::default() })
+    }
+
+    /// The same with what there is of a file that is no TOML.
+    fn lenient(sources: &'a Sources) -> Self {
+        let table = sources.file.as_ref().map_or_else(Table::default, |(path, text)| parse_some(path, text));
+        Reader { table, sources, base: PathBuf::new(), problems: RefCell::default() }
     }
 
     fn config(&self, role: Role) -> Option<Config> {
@@ -644,7 +663,8 @@ impl<'a> Reader<'a> {
         // A container is reached from outside and has its ports for itself.
         let container = role == Role::Stream;
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let control = self.address("streaming.control", container.then_some(SocketAddr::new(any, 8011)));
+        let control =
+            self.address("streaming.control", container.then_some(SocketAddr::new(any, CONTROL_PORT)));
         let signaling = self.address("streaming.signaling", container.then_some(SocketAddr::new(any, 49100)));
         let start_endpoint: Option<String> = self.get("streaming.start_endpoint");
         if let Some(path) = &start_endpoint
@@ -944,6 +964,9 @@ fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
         Some(None) => None,
     }
 }
+
+/// Of the control server in a container, as NVIDIA's samples have it.
+const CONTROL_PORT: u16 = 8011;
 
 fn pick<T: Copy>(written: &str, choices: &[(&str, T)]) -> Result<T, String> {
     let found = choices.iter().find(|(name, _)| *name == written);

@@ -349,6 +349,35 @@ async fn a_health_check_needs_no_other_program() {
     assert!(odd.code == Some(1) && odd.stderr.contains("not an address: \"here\""), "{odd:?}");
 }
 
+/// A gateway goes on with what it has when its file gets a mistake; so must whoever looks after it.
+#[tokio::test]
+async fn a_mistake_in_the_file_makes_no_process_ill() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let server = format!("http://{}", upstream.address);
+    let process = Process::start(&["run"], &sample(&server));
+    let admin = process.address("admin").await.to_string();
+    let folder = Folder::new();
+    let address = format!("[admin]\naddress = \"{admin}\"\n");
+    for (mistake, said) in [
+        ("[admni]\nx = 1\n", "did you mean `admin`?"),
+        ("[[route]]\npath = \n", "not TOML"),
+        ("[streaming]\ncontrol = \"nowhere\"\n", "streaming.control"),
+        ("", ""),
+    ] {
+        for text in [format!("{address}{mistake}"), format!("{mistake}{address}")] {
+            let file = folder.write("streamgate.toml", &text).display().to_string();
+            let told =
+                run(&["healthcheck"], &with(&sample(&server)[..3], &[("STREAMGATE_CONFIG", &file)])).await;
+            assert_eq!(told.code, Some(0), "{text}: {told:?}");
+            assert!(told.stderr.contains(said), "{said} is missing in {}", told.stderr);
+            assert_eq!(told.stderr.contains("warning"), !mistake.is_empty(), "{}", told.stderr);
+        }
+    }
+    let named = [("STREAMGATE_CONFIG", "nowhere.toml"), ("STREAMGATE_ADMIN_ADDRESS", &admin)];
+    let told = run(&["healthcheck"], &named).await;
+    assert!(told.code == Some(0) && told.stderr.contains("nowhere.toml"), "{told:?}");
+}
+
 #[tokio::test]
 async fn a_streaming_server_starts_with_the_containers_variables_and_stops_on_both_signals() {
     let env = [
