@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::node::{Node, Table, Value, parse, parse_some};
 use crate::config::setting::{SETTINGS, find};
@@ -14,7 +15,7 @@ use crate::config::{
     Admin, Alternative, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin,
     Overflow, Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume,
     ResumeMode, Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
-    nearest,
+    did_you_mean, nearest,
 };
 use crate::secret::Secret;
 
@@ -128,9 +129,9 @@ impl<'a> Reader<'a> {
     fn log(&self) -> Option<Log> {
         let level: Option<String> = self.get("log.level");
         if let Some(level) = &level
-            && let Err(error) = EnvFilter::builder().parse(level)
+            && let Err(message) = check_filter(level)
         {
-            self.note_about("log.level", format!("not a level or a filter: {error}"));
+            self.note_about("log.level", format!("not a level or a filter:{message}"));
         }
         let json = self.choice("log.format", &[("text", false), ("json", true)]);
         let access = self.get("log.access");
@@ -982,6 +983,21 @@ fn default<T: Parse>(key: &str) -> T {
     T::parse(&table.get("default").expect("it was just written").value)
         .expect("a default has its setting's type")
 }
+
+/// Refuses a filter that would silence everything by a misspelt level: a word alone is also the name of a crate to
+/// [`EnvFilter`], of which there is none. The error begins with a space.
+fn check_filter(filter: &str) -> Result<(), String> {
+    EnvFilter::builder().parse(filter).map_err(|error| format!(" {error}"))?;
+    for word in filter.split(',').filter(|it| !it.is_empty() && !it.contains(['=', '[', ':'])) {
+        if word.parse::<LevelFilter>().is_err() {
+            let then = format!("there are {}", LEVELS.join(", "));
+            return Err(did_you_mean(word, LEVELS.into_iter(), &then));
+        }
+    }
+    Ok(())
+}
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 fn is_encrypted(url: &Secret) -> bool {
     matches!(url.expose().split_once(':'), Some(("rediss" | "valkeys", _)))

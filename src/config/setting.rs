@@ -168,7 +168,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("plugins.ca", "path", "",
         "PEM file of the authorities of the services that plugins reach by `https`, and of the server of `plugins.store` (`rediss://`), instead of the system's roots."),
 
-    setting("log.level", "`error`, `warn`, `info`, `debug` or `trace`", "\"info\"",
+    setting("log.level", "`error`, `warn`, `info`, `debug`, `trace` or `off`", "\"info\"",
         "What is logged on standard error; also a filter such as `info,streamgate::gateway=debug`."),
     setting("log.format", "`text` or `json`", "\"text\"",
         "Form of the log and of the access log."),

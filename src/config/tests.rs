@@ -76,6 +76,32 @@ fn no_part_of_a_secret_is_in_a_problem() {
 }
 
 #[test]
+fn a_misspelt_level_does_not_silence_the_log() {
+    let check = |level: &str, expected: &str| {
+        let told = gateway(&seed(), &format!("[log]\nlevel = {level:?}\n")).map(drop);
+        match (told, expected) {
+            (Ok(()), "") => {}
+            (Err(told), expected) if !expected.is_empty() => {
+                assert!(told.contains(expected), "{level}: {told}")
+            }
+            (told, _) => panic!("{level}: {told:?}"),
+        }
+    };
+    for fine in ["error", "warn", "info", "debug", "trace", "off", "INFO", "info,streamgate::gateway=debug"] {
+        check(fine, "");
+    }
+    for fine in ["streamgate::gateway", "warn,[session]=debug,", "info,hyper=off"] {
+        check(fine, "");
+    }
+    check("warning", "did you mean `warn`?");
+    check("debg", "did you mean `debug`?");
+    check("info,debg", "did you mean `debug`?");
+    check("info, debug", "did you mean `debug`?"); // the space would be a part of a name
+    check("loud", "there are error, warn, info, debug, trace, off");
+    check("info,hyper=debg", "not a level or a filter: ");
+}
+
+#[test]
 fn every_default_has_the_type_of_its_setting() {
     let everything = "[streaming]\n[frontdoor]\n";
     let it = Sources::new(seed().into_iter().collect()).with_file("streamgate.toml", everything);

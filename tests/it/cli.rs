@@ -360,6 +360,7 @@ async fn a_mistake_in_the_file_makes_no_process_ill() {
     let address = format!("[admin]\naddress = \"{admin}\"\n");
     for (mistake, said) in [
         ("[admni]\nx = 1\n", "did you mean `admin`?"),
+        ("[log]\nlevel = \"debg\"\n", "log.level = \"debg\""),
         ("[[route]]\npath = \n", "not TOML"),
         ("[streaming]\ncontrol = \"nowhere\"\n", "streaming.control"),
         ("", ""),
