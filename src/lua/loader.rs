@@ -169,6 +169,12 @@ impl Program {
                 }
             }
             if let Ok(pattern) = pattern {
+                if let Some(first) = planned.iter().find(|it: &&Planned| it.pattern.covers(&pattern)) {
+                    warnings.push(format!(
+                        "route {:?} at {} can never be reached: {:?} at {} comes first",
+                        route.path, route.place, first.path, first.place
+                    ));
+                }
                 planned.push(Planned {
                     path: route.path.clone(),
                     pattern,

@@ -48,6 +48,19 @@ impl Pattern {
         }
         self.rest || parts.next().is_none()
     }
+
+    /// Whether every path of another pattern is one of this one's.
+    pub(crate) fn covers(&self, other: &Pattern) -> bool {
+        let is_wider = |(own, its): (&Segment, &Segment)| match (own, its) {
+            (Segment::Any, Segment::Literal(literal)) => !literal.is_empty(),
+            (own, its) => *own == Segment::Any || own == its,
+        };
+        let is_long_enough = match self.rest {
+            true => other.segments.len() >= self.segments.len(),
+            false => !other.rest && other.segments.len() == self.segments.len(),
+        };
+        is_long_enough && self.segments.iter().zip(&other.segments).all(is_wider)
+    }
 }
 
 /// What a path may mean to a server: escapes are decoded and repeated slashes are one. The first reading leaves an
@@ -114,6 +127,31 @@ mod tests {
         for fine in ["/", "/...", "/a..b", "/.well-known/x", "/a%2e", "/%2e%2ea"] {
             assert!(!has_dot_segments(fine), "{fine}");
         }
+    }
+
+    #[test]
+    fn a_pattern_covers_those_with_fewer_paths() {
+        let check = |wide: &str, narrow: &str, expected: bool| {
+            let [wide_, narrow_] = [wide, narrow].map(|it| Pattern::parse(it).expect(it));
+            assert_eq!(wide_.covers(&narrow_), expected, "{wide} {narrow}");
+        };
+        for same in ["/", "/**", "/a", "/*/b/**"] {
+            check(same, same, true);
+        }
+        check("/**", "/", true);
+        check("/**", "/admin/**", true);
+        check("/admin/**", "/**", false);
+        check("/admin/**", "/admin", true);
+        check("/admin", "/admin/**", false);
+        check("/a/**", "/a/*/c", true);
+        check("/a/b/**", "/a/**", false);
+        check("/*", "/a", true);
+        check("/*", "/", false); // a segment that is not empty
+        check("/*/**", "/", false);
+        check("/*/**", "/**", false);
+        check("/a", "/*", false);
+        check("/*", "/*/", false);
+        check("/a", "/b", false);
     }
 
     #[test]

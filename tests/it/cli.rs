@@ -380,6 +380,26 @@ async fn a_mistake_in_the_file_makes_no_process_ill() {
 }
 
 #[tokio::test]
+async fn a_route_that_no_request_reaches_is_told() {
+    let folder = Folder::new();
+    let route = |path: &str| format!("[[route]]\npath = {path:?}\nchain = []\n");
+    let text = ["/status", "/api/*", "/**", "/admin/**", "/status"].map(route).concat();
+    let file = folder.write("streamgate.toml", &text).display().to_string();
+    let told = run(&["check", "--config", &file], &sample("grpc.example")).await;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    let said: Vec<&str> = told.stdout.lines().filter(|it| it.contains("never be reached")).collect();
+    let expected = [
+        format!(
+            "warning: route \"/admin/**\" at {file}:10:1 can never be reached: \"/**\" at {file}:7:1 comes first."
+        ),
+        format!(
+            "warning: route \"/status\" at {file}:13:1 can never be reached: \"/status\" at {file}:1:1 comes first."
+        ),
+    ];
+    assert_eq!(said, expected);
+}
+
+#[tokio::test]
 async fn a_streaming_server_starts_with_the_containers_variables_and_stops_on_both_signals() {
     let env = [
         ("STREAMGATE_STREAMING_CONTROL", "127.0.0.1:0"),
