@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ConnectionAddr, FromRedisValue, Pipeline, RedisError, TlsCertificates, cmd};
+use redis::{Client, ConnectionAddr, ErrorKind, FromRedisValue, Pipeline, RedisError, TlsCertificates, cmd};
 use tokio::runtime::Handle;
 
 use crate::clock::{Clock, Instant};
@@ -14,6 +14,8 @@ use crate::secret::Secret;
 /// One connection that all threads share; it is made when it is first needed, and again when it was lost.
 pub(crate) struct Link {
     manager: ConnectionManager,
+    /// Where the server is.
+    server: String,
     runtime: Handle,
     timeout: Duration,
     clock: Clock,
@@ -90,7 +92,9 @@ impl Link {
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout))
             .set_number_of_retries(0);
+        let server = client.get_connection_info().addr().to_string();
         Ok(Link {
+            server,
             manager: ConnectionManager::new_lazy_with_config(client, settings)?,
             runtime: Handle::current(),
             timeout,
@@ -133,7 +137,7 @@ impl Link {
             None => self.says.late.to_owned(),
         };
         if self.health().failed(self.clock.now()) {
-            tracing::warn!(error = problem, "{}", self.says.down);
+            tracing::warn!(server = %self.server, error = problem, "{}", self.says.down);
         }
         Err(NoAnswer::Failed)
     }
@@ -182,15 +186,48 @@ impl Health {
 
 /// What is wrong, without what was asked: a URL's password or a value may be in it.
 pub(crate) fn describe(error: &RedisError) -> String {
-    match error.source() {
-        Some(cause) if error.is_io_error() => format!("{}: {cause}", error.category()),
-        _ => format!("{}: {}", error.category(), error.code().unwrap_or("-")),
+    let category = error.category();
+    match (error.kind(), error.source()) {
+        (ErrorKind::Io, Some(cause)) => return format!("{category}: {cause}"),
+        // Here the library keeps the server's own words to itself.
+        (ErrorKind::AuthenticationFailed, _) => {
+            return format!("{category}: the server does not take the user or the password of the URL");
+        }
+        _ => {}
     }
+    let first = error.clone().into_server_errors().and_then(|it| it.first().map(|(_, it)| it.clone()));
+    let (code, text) = match (&first, error.kind()) {
+        (Some(first), _) => (Some(first.code()), first.details()),
+        (None, ErrorKind::Server(_)) => (error.code(), error.detail()),
+        (None, _) => (error.code(), None), // words of the library, which may quote an answer
+    };
+    let text = text.map(said).filter(|it| !it.is_empty());
+    let parts: Vec<&str> = [code, text.as_deref()].into_iter().flatten().collect();
+    format!("{category}: {}", if parts.is_empty() { "-".into() } else { parts.join(" ") })
 }
+
+/// What a server says, without the arguments that it repeats to whoever uses a command that it does not have.
+fn said(text: &str) -> String {
+    let own = text.split(", with args beginning with").next().unwrap_or_default();
+    own.chars().take(LONGEST).collect()
+}
+
+/// The longest text of a server that is logged, in characters.
+const LONGEST: usize = 200;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_repeats_what_it_was_sent_is_not_quoted() {
+        assert_eq!(said("invalid DB index"), "invalid DB index");
+        assert_eq!(
+            said("unknown command `AUTH`, with args beginning with: `default` `hunter2`"),
+            "unknown command `AUTH`"
+        );
+        assert_eq!(said(&"é".repeat(300)).chars().count(), LONGEST);
+    }
 
     #[test]
     fn after_a_failure_one_request_a_second_tries() {

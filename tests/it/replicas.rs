@@ -9,7 +9,7 @@ use crate::support::life::{Browser, ID, ask, message, next, open, parked, payloa
 use crate::support::raw::{close_payload, from_browser};
 use crate::support::redis::{COOKIE_KEY, Redis};
 use crate::support::upstream::Act;
-use crate::support::{Answer, Client, Gateway, TOKEN, Upstream, cookie, log};
+use crate::support::{Answer, Client, Gateway, TOKEN, Upstream, cookie, log, soon};
 
 /// One more gateway that shares the directory.
 fn replica(upstream: &Upstream, redis: &Redis) -> Builder {
@@ -400,6 +400,50 @@ async fn a_replica_that_dies_leaves_no_session_stuck() {
     parked(&other, 1.0);
     open(&third, &browser.cookie).await;
     assert_eq!(upstream.n_connections(), 2);
+}
+
+#[tokio::test]
+async fn the_log_says_why_a_server_cannot_be_asked_and_where_it_is() {
+    log::collect();
+    let redis = Redis::protected("hunter2").await;
+    let upstream = Upstream::start().await;
+    let address = redis.address;
+    for (login, database, said) in [
+        ("", "0", "NOAUTH Authentication required."),
+        (":hunter3@", "0", "the server does not take the user or the password of the URL"),
+        (":hunter2@", "99", "ERR DB index is out of range"),
+    ] {
+        let gateway = Gateway::in_front_of(&upstream)
+            .with("[plugins]\npaths = [\"plugins\"]\nstore = \"env:URL\"\n[directory]\nurl = \"env:URL\"\nlisten = \"127.0.0.1:0\"\n[sessions.cookie]\nkey = \"env:COOKIE_KEY\"")
+            .env("COOKIE_KEY", COOKIE_KEY)
+            .env("URL", &format!("redis://{login}{address}/{database}"))
+            .plugin(
+                "asks",
+                "return { summary = \"Asks.\", phases = { \"authorize\" } }",
+                "local kv = require \"streamgate.kv\"\n\
+                 return { authorize = function(request)\n\
+                   local _, reason = kv.get \"n\"\n\
+                   return request:respond(200, {}, tostring(reason))\n\
+                 end }",
+            )
+            .chain("\"asks\"")
+            .start()
+            .await;
+        assert_eq!(gateway.get("/", &[]).await.text(), "unavailable");
+        let both = async {
+            let lines = || log::lines_with(said).into_iter().filter(|it| it.contains("cannot be asked"));
+            while lines().count() < 2 {
+                tokio::task::yield_now().await;
+            }
+            lines().collect::<Vec<String>>()
+        };
+        for line in soon(said, both).await {
+            assert!(line.contains(&format!("server={address} ")), "{line}");
+        }
+    }
+    for secret in ["hunter2", "hunter3", "redis://"] {
+        assert!(!log::text().contains(secret), "{secret} is in the log");
+    }
 }
 
 #[tokio::test]

@@ -229,6 +229,7 @@ impl Redis {
         self.metrics.directory_up(false);
         if self.health().failed(self.clock.now()) {
             tracing::warn!(
+                server = %self.server,
                 error = problem,
                 "The directory cannot be asked. Sessions live on; a browser that comes to another replica reconnects."
             );

@@ -32,6 +32,18 @@ impl Redis {
         }
     }
 
+    /// One that asks for a password.
+    pub async fn protected(password: &str) -> Redis {
+        loop {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+            let (address, port) = free.map(|it| (it, it.port().to_string())).expect("a port");
+            let options = ["--port", &port, "--requirepass", password];
+            if let Some(redis) = Redis::listening(address, &options).await {
+                return redis;
+            }
+        }
+    }
+
     /// One at an address where another one was.
     pub async fn at(address: SocketAddr) -> Option<Redis> {
         Redis::listening(address, &["--port", &address.port().to_string()]).await
