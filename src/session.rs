@@ -574,6 +574,26 @@ impl Loss {
 }
 
 impl Reason {
+    /// All there are.
+    pub(crate) const ALL: [Reason; 16] = [
+        Reason::ClosedByBrowser,
+        Reason::ClosedByUpstream,
+        Reason::BrowserLost,
+        Reason::UpstreamLost,
+        Reason::BrowserSilent,
+        Reason::UpstreamSilent,
+        Reason::BrowserViolation,
+        Reason::UpstreamViolation,
+        Reason::Drained,
+        Reason::Expired,
+        Reason::Overflowed,
+        Reason::TooOld,
+        Reason::Idle,
+        Reason::Terminated,
+        Reason::Refused,
+        Reason::Replaced,
+    ];
+
     /// The `reason` label.
     pub(crate) const fn name(self) -> &'static str {
         match self {

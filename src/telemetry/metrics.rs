@@ -13,7 +13,8 @@ use prometheus::{
 
 use crate::clock::Clock;
 use crate::policy::{Outcome, Phase, Watch};
-use crate::session::Leg;
+use crate::rejection::Code;
+use crate::session::{Leg, Reason};
 use crate::telemetry::log;
 use crate::telemetry::meters::Declared;
 
@@ -284,6 +285,15 @@ impl Metrics {
         for state in ["attached", "parked"] {
             metrics.sessions.with_label_values(&[state]).set(0);
         }
+        // A series that begins at 0 lets `increase` see its first event.
+        for (counters, labels) in [
+            (&metrics.session_ends, &Reason::ALL.map(Reason::name)[..]),
+            (&metrics.reloads, &["ok", "failed"]),
+            (&metrics.connections_refused, &["max_connections", "files"]),
+            (&metrics.rejections, &Code::ALL.iter().map(Code::as_str).collect::<Vec<_>>()),
+        ] {
+            labels.iter().for_each(|it| counters.with_label_values(&[*it]).inc_by(0));
+        }
         metrics
     }
 
@@ -341,6 +351,16 @@ impl Metrics {
 
     pub(crate) fn directory_up(&self, is_up: bool) {
         self.directory_up.set(i64::from(is_up));
+    }
+
+    /// There is a directory, which will be asked these things.
+    pub(crate) fn directory_begins(&self, requests: &[&str]) {
+        self.directory_up(true);
+        for request in requests {
+            for result in ["ok", "failed", "skipped"] {
+                self.directory_requests.with_label_values(&[*request, result]).inc_by(0);
+            }
+        }
     }
 
     pub(crate) fn directory_request(&self, request: &str, result: &str) {
@@ -700,6 +720,24 @@ pub(crate) fn reference() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_is_there_before_its_first_event() {
+        let metrics = Metrics::new();
+        let began = metrics.render();
+        for series in [
+            "streamgate_reloads_total{result=\"failed\"} 0\n",
+            "streamgate_connections_refused_total{reason=\"files\"} 0\n",
+            "streamgate_session_ends_total{reason=\"upstream_silent\"} 0\n",
+            "streamgate_rejections_total{code=\"function.unknown\"} 0\n",
+        ] {
+            assert!(began.contains(series), "{series} is missing in {began}");
+        }
+        assert!(!began.contains("streamgate_directory_requests_total{"), "there is no directory");
+        metrics.directory_begins(&["renew"]);
+        let series = "streamgate_directory_requests_total{request=\"renew\",result=\"failed\"} 0\n";
+        assert!(metrics.render().contains(series));
+    }
 
     #[test]
     fn the_reference_page_is_fresh() {

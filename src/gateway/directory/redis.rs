@@ -70,6 +70,9 @@ enum Due {
     End,
 }
 
+/// What the server is asked.
+const REQUESTS: [&str; 6] = ["renew", "refresh", "tell", "locate", "take", "leave"];
+
 /// How the shared secret is used here.
 const PURPOSE: &[u8] = b"streamgate registry 1";
 
@@ -150,7 +153,7 @@ impl Redis {
             .set_number_of_retries(0);
         let manager = ConnectionManager::new_lazy_with_config(client, settings)
             .map_err(|error| Problem::new(Place::Nowhere, "directory.url", error.to_string()))?;
-        metrics.directory_up(true);
+        metrics.directory_begins(&REQUESTS);
         Ok(Redis {
             me: uuid::Uuid::new_v4().simple().to_string(),
             manager,
