@@ -192,6 +192,8 @@ impl Loaded {
         }
         match (program, server_tls, client_tls) {
             (Some(program), Some(server_tls), Some(client_tls)) if problems.is_empty() => {
+                let (server_tls, expiry) = server_tls.unzip();
+                warnings.extend(expiry.flatten());
                 Ok(Loaded { program, server_tls, client_tls, warnings })
             }
             _ => Err(problems),

@@ -15,17 +15,19 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
 };
 use time::OffsetDateTime;
+use x509_parser::parse_x509_certificate;
 
 use crate::clock::Clock;
 use crate::config::{Place, Problem, Tls};
 use crate::secret;
 
-/// The configuration of the listener.
+/// The configuration of the listener, and what an operator should know of its certificate.
 ///
 /// TLS 1.2 and 1.3 with rustls' suites: those of Mozilla's intermediate profile that rustls has (ECDHE with AES-GCM or
 /// ChaCha20-Poly1305; the profile's DHE suites do not exist in rustls). No session tickets: their key would be shared
 /// by all connections, as the profile says.
-pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<Arc<ServerConfig>, Problem> {
+pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<(Arc<ServerConfig>, Option<String>), Problem> {
+    let mut warning = None;
     let (chain, key, subject) = match tls {
         Tls::SelfSigned => {
             let (chain, key) = self_signed(clock);
@@ -33,6 +35,7 @@ pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<Arc<ServerConfig>, Prob
         }
         Tls::Files { certificate, key } => {
             let chain = certificates(certificate, "listen.tls.certificate")?;
+            warning = expiry(&chain, certificate, clock);
             let key_der = PrivateKeyDer::from_pem_file(key)
                 .map_err(|error| unreadable(key, "listen.tls.key", &error))?;
             (chain, key_der, format!("listen.tls.certificate = {:?}", certificate.display()))
@@ -45,8 +48,29 @@ pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<Arc<ServerConfig>, Prob
     })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), warning))
 }
+
+/// Says so when a certificate of a chain has expired, or soon will.
+fn expiry(chain: &[CertificateDer<'_>], path: &Path, clock: &Clock) -> Option<String> {
+    // What cannot be read here may still be good to rustls.
+    let end =
+        |it: &CertificateDer<'_>| Some(parse_x509_certificate(it).ok()?.1.validity().not_after.to_datetime());
+    let end = chain.iter().filter_map(end).min()?;
+    let (file, day, left) = (path.display(), end.date(), end - OffsetDateTime::from(clock.wall()));
+    match left.whole_days() {
+        _ if left.is_negative() => {
+            Some(format!("the certificate in {file} has expired on {day}, browsers refuse it: renew it"))
+        }
+        days if left <= SOON => {
+            Some(format!("the certificate in {file} expires on {day}, {days} days from now: renew it"))
+        }
+        _ => None,
+    }
+}
+
+/// Who renews by machine does so a month before.
+const SOON: time::Duration = time::Duration::days(14);
 
 /// The configuration of connections to other servers: verified against the system's roots or against a file, which a
 /// setting names; HTTP/1.1 alone.

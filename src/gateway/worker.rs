@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -213,8 +214,15 @@ impl Slot {
                 };
                 match accepted {
                     Some(Ok(tls)) => Conn::tls(tls),
-                    Some(Err(error)) => return tracing::debug!(%client, %error, "A TLS handshake failed."),
-                    None => return tracing::debug!(%client, "A TLS handshake took too long."),
+                    Some(Err(error)) => {
+                        let is_left = error.kind() != ErrorKind::InvalidData; // as what TLS does not allow arrives here
+                        shared.metrics.tls_failed(if is_left { "left" } else { "error" });
+                        return tracing::debug!(%client, %error, "A TLS handshake failed.");
+                    }
+                    None => {
+                        shared.metrics.tls_failed("timeout");
+                        return tracing::debug!(%client, "A TLS handshake took too long.");
+                    }
                 }
             }
         };

@@ -54,6 +54,7 @@ pub(crate) struct Metrics {
     reloads: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounterVec,
+    tls_failed: IntCounterVec,
     access_lines_dropped: IntCounter,
     /// What plugins have declared.
     declared: Declared,
@@ -269,6 +270,12 @@ impl Metrics {
                 "Browser connections that there was no room for: `listen.max_connections` (closed at once) or open files of the process (answered 503).",
                 &["reason"],
             ),
+            tls_failed: counters(
+                r,
+                "streamgate_tls_handshakes_failed_total",
+                "TLS handshakes of browsers that failed: `error` (no version or certificate in common, or what came was no TLS), `left` (the connection ended first) or `timeout` (`listen.head_timeout`).",
+                &["reason"],
+            ),
             declared: Declared::default(),
             access_lines_dropped: counter(
                 r,
@@ -290,6 +297,7 @@ impl Metrics {
             (&metrics.session_ends, &Reason::ALL.map(Reason::name)[..]),
             (&metrics.reloads, &["ok", "failed"]),
             (&metrics.connections_refused, &["max_connections", "files"]),
+            (&metrics.tls_failed, &["error", "left", "timeout"]),
             (&metrics.rejections, &Code::ALL.iter().map(Code::as_str).collect::<Vec<_>>()),
         ] {
             labels.iter().for_each(|it| counters.with_label_values(&[*it]).inc_by(0));
@@ -428,6 +436,11 @@ impl Metrics {
 
     pub(crate) fn connection_refused(&self, reason: &str) {
         self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// A TLS handshake of a browser failed: `error`, `left` or `timeout`.
+    pub(crate) fn tls_failed(&self, reason: &str) {
+        self.tls_failed.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn access_line_dropped(&self) {
@@ -730,6 +743,7 @@ mod tests {
             "streamgate_connections_refused_total{reason=\"files\"} 0\n",
             "streamgate_session_ends_total{reason=\"upstream_silent\"} 0\n",
             "streamgate_rejections_total{code=\"function.unknown\"} 0\n",
+            "streamgate_tls_handshakes_failed_total{reason=\"error\"} 0\n",
         ] {
             assert!(began.contains(series), "{series} is missing in {began}");
         }

@@ -13,6 +13,7 @@ use rustls::{
 };
 use socket2::{SockFilter, SockRef};
 use streamgate::clock::Clock;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -21,7 +22,7 @@ use crate::support::life::{Browser, ID, message, open, parked, session};
 use crate::support::raw::accept;
 use crate::support::redis::{COOKIE_KEY, Redis};
 use crate::support::upstream::{Act, header};
-use crate::support::{Client, Folder, Gateway, Leg, Upstream, cookie as cookie_of, log};
+use crate::support::{Client, Folder, Gateway, Leg, Upstream, advancing, cookie as cookie_of, log};
 
 /// Trusts every certificate, as a developer's browser is told to.
 #[derive(Debug)]
@@ -162,13 +163,19 @@ struct Authority {
 }
 
 fn authority(names: &[&str]) -> Authority {
+    authority_until(names, rcgen::date_time_ymd(4096, 1, 1))
+}
+
+/// One whose certificate ends then.
+fn authority_until(names: &[&str], end: OffsetDateTime) -> Authority {
     let ca_key = KeyPair::generate().expect("a key");
     let mut ca_params = CertificateParams::new(Vec::new()).expect("parameters");
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = ca_params.self_signed(&ca_key).expect("a certificate");
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
+    let mut params = CertificateParams::new(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())
         .expect("parameters");
+    params.not_after = end;
     let issuer = rcgen::Issuer::from_params(&ca_params, &ca_key);
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
     Authority {
@@ -344,6 +351,44 @@ async fn a_certificate_can_come_from_files_and_bad_ones_are_told() {
     assert!(told.contains("cert.pem") && told.contains("not a readable PEM file"), "{told}");
     let told = Gateway::in_front_of(&upstream).listen(tls).problems();
     assert!(told.contains("cert.pem"), "{told}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_ends_is_told() {
+    let upstream = Upstream::start().await;
+    let now = OffsetDateTime::from(Clock::system().wall());
+    for (hours, said) in [(-2, "has expired on"), (24 * 3 + 2, "3 days from now"), (24 * 15, "")] {
+        let end = now + time::Duration::hours(hours);
+        let pair = authority_until(&["localhost"], end);
+        let builder = Gateway::in_front_of(&upstream)
+            .listen("tls = { certificate = \"cert.pem\", key = \"key.pem\" }")
+            .file("cert.pem", &pair.chain_pem)
+            .file("key.pem", &pair.key_pem);
+        let file = builder.text();
+        let told = builder.start().await.reload(&file).expect("it can be used").join("\n");
+        assert_eq!(told.contains("cert.pem"), !said.is_empty(), "{told}");
+        assert!(told.contains(said), "{told}");
+        assert!(said.is_empty() || told.contains(&end.date().to_string()), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_are_counted() {
+    let upstream = Upstream::start().await;
+    let clock = Clock::paused();
+    let gateway =
+        Gateway::in_front_of(&upstream).listen("tls = { self_signed = true }").on(&clock).start().await;
+    let failed = |reason, n| {
+        gateway.until_metric("streamgate_tls_handshakes_failed_total", &[("reason", reason)], n);
+    };
+    let mut client = gateway.connect().await;
+    client.request("GET", "/", &[], b"").await;
+    failed("error", 1.0);
+    drop(gateway.connect().await);
+    failed("left", 1.0);
+    let mut says_nothing = TcpStream::connect(gateway.address()).await.expect("it listens");
+    assert_eq!(advancing(&clock, says_nothing.read(&mut [0])).await.expect("its end"), 0);
+    failed("timeout", 1.0);
 }
 
 #[tokio::test]
