@@ -35,6 +35,9 @@ const TOKEN = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
 /** How long the media path may take once the function has made its offer, in milliseconds. */
 const MEDIA_WITHIN = 15000;
 
+/** How long a gateway may take to show that it is there, in milliseconds. */
+const ANSWER_WITHIN = 3000;
+
 /** The pauses between two tries to come back, in milliseconds: the first doubles up to the longest. */
 const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 5000;
@@ -49,6 +52,7 @@ const PASSING = /^(upstream\.|gateway\.|sessions\.full$)/;
 const PROBLEMS = {
   "auth.missing_token": ["No access token", "This gateway asks who you are. Enter the token that you were given.", "gateway"],
   "auth.unknown_token": ["Wrong access token", "The gateway does not know this token. It may be mistyped or no longer valid.", "gateway"],
+  "auth.expired_token": ["Access token expired", "The gateway knows this token, but it is not good any more. Enter a new one.", "gateway"],
   "auth.forbidden": ["Not allowed", "The gateway knows you, but you may not open this stream.", "gateway"],
   "function.forbidden": ["Not your function", "You are signed in, but this function is not yours to use.", "function"],
   "function.unknown": ["No such function", "The gateway asks for a function that does not exist. It may have been deleted.", "function"],
@@ -68,11 +72,12 @@ const PROBLEMS = {
   "stopping": ["The function is stopping", "The streaming server is shutting down.", "function"],
   "bad_token": ["The token cannot be sent", "A browser can send a token on a WebSocket only when it has no spaces, slashes, commas or similar characters.", "gateway"],
   "gateway.unreachable": ["The gateway cannot be reached", "Nothing answers there, or the connection broke on the way.", "gateway"],
+  "websocket.refused": ["The gateway did not take the connection", "It can be reached, but it refused the WebSocket: the address of this page may not be among those that it takes (listen.origins), or something on the way does not pass WebSockets.", "gateway"],
   "lost": ["The connection was lost", "The network between you and the gateway broke.", "gateway"],
 };
 
-/** The same by the code of a Close frame, for refusals that come without a code of ours. */
-const BY_CLOSE = { 1012: ["gateway.restarting", "The gateway is restarting", "Connect again in a moment.", "gateway"], 1013: ["gateway.busy", "Try again later", "The gateway has no room at the moment.", "gateway"], 3000: ["auth.missing_token"], 3001: ["upstream.refused", "The streaming service refused", "It did not open a session.", "function"], 3003: ["auth.forbidden"], 3004: ["function.unknown"], 3005: ["session.replaced", "Opened somewhere else", "Another window has taken over this session.", "gateway"], 3008: ["upstream.no_worker"], 3010: ["session.terminated", "The session was ended", "Somebody ended it from outside.", "function"] };
+/** The same by the code of a Close frame, for refusals without a code, or with one of a plugin, whose own sentence is told then. */
+const BY_CLOSE = { 1012: ["gateway.restarting", "The gateway is restarting", "Connect again in a moment.", "gateway"], 1013: ["gateway.busy", "Try again later", "The gateway has no room at the moment.", "gateway"], 3000: ["auth.missing_token", "Not signed in", "This gateway asks who you are.", "gateway"], 3001: ["upstream.refused", "The streaming service refused", "It did not open a session.", "function"], 3003: ["auth.forbidden"], 3004: ["function.unknown"], 3005: ["session.replaced", "Opened somewhere else", "Another window has taken over this session.", "gateway"], 3008: ["upstream.no_worker"], 3010: ["session.terminated", "The session was ended", "Somebody ended it from outside.", "function"] };
 
 /** A text that nobody can guess: it names this page's session to the gateway. */
 function secret() {
@@ -319,18 +324,31 @@ export class StreamgateClient extends EventTarget {
     if (this.#wasOpen && isLost) return this.#comeBack();
     if (this.#state === "resuming" && PASSING.test(code)) return this.#comeBack();
     if (code && PROBLEMS[code]) return this.#fail(code, text);
-    if (BY_CLOSE[event.code]) return this.#fail(BY_CLOSE[event.code][0], text ?? event.reason, BY_CLOSE[event.code]);
+    if (BY_CLOSE[event.code]) {
+      const [known, ...own] = BY_CLOSE[event.code];
+      const [title, words, step] = own.length ? own : PROBLEMS[known];
+      return this.#fail(text ? code : known, text ?? event.reason, [title, text || words, step]);
+    }
     if (event.code === 1000) {
       this.#release();
       return this.#become("ended");
     }
     if (event.code !== 1006 && event.code !== 1005) return this.#fail(code ?? `close.${event.code}`, text || event.reason);
-    this.#fail(this.#wasOpen ? "lost" : "gateway.unreachable");
+    if (this.#wasOpen) return this.#fail("lost");
+    this.#isThere().then((isThere) => this.#fail(isThere ? "websocket.refused" : "gateway.unreachable"));
+  }
+
+  /** Whether anything answers where a WebSocket failed: a script cannot see why it did, such as a 403 for its origin. */
+  #isThere() {
+    const url = new URL(this.#url);
+    url.protocol = url.protocol.replace("ws", "http");
+    const asked = fetch(url, { method: "HEAD", mode: "no-cors", credentials: "omit", cache: "no-store", signal: AbortSignal.timeout(ANSWER_WITHIN) });
+    return asked.then(() => true, () => false);
   }
 
   #fail(code, reason, fallback) {
     if (this.#state === "failed" || this.#state === "ended") return;
-    const [title, text, step] = PROBLEMS[code] ?? fallback?.slice(1) ?? ["The session ended", reason || "No reason was given.", "function"];
+    const [title, text, step] = PROBLEMS[code] ?? fallback ?? ["The session ended", reason || "No reason was given.", "function"];
     this.#release();
     this.#become("failed", { code, title, text, step, reason });
   }
