@@ -356,7 +356,7 @@ impl<'a> Session<'a> {
                     }
                     let text = match frame {
                         Some(Frame::Text(text)) => {
-                            self.heard = now; // a ping of the WebSocket may come from a gateway on the way
+                            self.hears(now); // a ping of the WebSocket may come from a gateway on the way
                             text
                         }
                         Some(Frame::Close(_)) => return Ending::ClosedByBrowser,
@@ -394,6 +394,7 @@ impl<'a> Session<'a> {
                     tracing::info!(session = self.id, "A browser has come back into its session.");
                     self.shared.metrics.streaming.resumed();
                     self.heard = clock.now();
+                    self.connect_by = self.heard + CONNECT_WITHIN;
                     wire.say(&self.hello(true)).await;
                 }
                 Some(event) = self.happened.recv() => if let Err(ending) = self.happen(wire, event).await { return ending },
@@ -444,6 +445,14 @@ impl<'a> Session<'a> {
         wire.socket.is_none() || self.shared.clock.now() - self.heard >= AWAY_AFTER
     }
 
+    /// The browser is there. Where it was away for some time, media has its time once more.
+    fn hears(&mut self, now: Instant) {
+        if now - self.heard >= AWAY_AFTER {
+            self.connect_by = now + CONNECT_WITHIN;
+        }
+        self.heard = now;
+    }
+
     async fn offer(&mut self, wire: &mut Wire, restart: bool) -> Result<(), Ending> {
         let sdp = self.peer.offer(restart).await.map_err(|error| {
             tracing::warn!(session = self.id, %error, "An offer could not be made.");
@@ -454,7 +463,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Offers fresh ICE credentials; once a browser that was away is back, media must flow within its time.
+    /// Offers fresh ICE credentials. Media that does not flow has its time from now on.
     async fn restart(&mut self, wire: &mut Wire) -> Result<(), Ending> {
         self.connect_by = self.shared.clock.now() + CONNECT_WITHIN;
         self.offer(wire, true).await
@@ -520,7 +529,7 @@ impl<'a> Session<'a> {
             Said::Restart | Said::Anew if self.seq > MOST_RESTARTS => return Err(Ending::TooFast),
             Said::Restart => {
                 self.restart_due = false;
-                self.offer(wire, true).await?;
+                self.restart(wire).await?;
             }
             Said::Anew => self.anew(wire).await?,
             Said::Keyframe => drop(self.wanted.try_send(())),

@@ -533,6 +533,44 @@ async fn a_session_outlives_its_connection_and_ends_with_its_time() {
 }
 
 #[tokio::test]
+async fn a_browser_that_comes_back_late_has_its_time_for_a_media_path_once_more() {
+    let clock = Clock::paused();
+    let server = Server::on("resume_timeout = \"60s\"", clock.clone(), "").await;
+    let secs = Duration::from_secs;
+    let mut socket = server.sign_in_as("one").await;
+    until(&mut socket, "offer").await;
+    drop(socket); // before media flowed
+    server.running.until_metric("streamgate_streaming_sessions", &[("state", "detached")], 1.0);
+    clock.advance(secs(20));
+    let mut back = server.sign_in_as("one").await;
+    assert_eq!(until(&mut back, "hello").await["resumed"], json!(true));
+    // A ping shows that the session goes on: no media path would be said before it.
+    clock.advance(secs(8));
+    until(&mut back, "ping").await;
+    say(&mut back, &json!({ "type": "restart" })).await;
+    assert_eq!(until(&mut back, "offer").await["seq"], json!(2));
+    clock.advance(secs(8));
+    until(&mut back, "ping").await;
+    // Behind a gateway that holds the connection, a browser that was away is no more than silent.
+    for _ in 0..5 {
+        clock.advance(secs(4));
+        until(&mut back, "ping").await;
+    }
+    say(&mut back, &json!({ "type": "restart" })).await;
+    assert_eq!(until(&mut back, "offer").await["seq"], json!(3));
+    // That time has an end too.
+    let last = loop {
+        clock.advance(secs(3));
+        let message = hear(&mut back).await.expect("a last word");
+        if message["type"] != "ping" {
+            break message;
+        }
+        say(&mut back, &json!({ "type": "pong" })).await;
+    };
+    assert_eq!(last["code"], json!("no_media_path"));
+}
+
+#[tokio::test]
 async fn the_front_door_can_end_a_session() {
     let server = Server::start("").await;
     let mut sockets = Vec::new();
