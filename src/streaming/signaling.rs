@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::clock::Clock;
 use crate::streaming::peer::{Candidate, Peer, PeerEvent};
 use crate::streaming::{Shared, viewer};
 
@@ -44,6 +45,13 @@ const LONGEST_NAME: usize = 128;
 
 /// Time from the offer until media can flow.
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);
+
+/// What a browser says with its Close frame when a page is loaded again, left, or closed (RFC 6455 section 7.4.1): it
+/// does not say which of them, and may come back.
+const GOING_AWAY: u16 = 1001;
+
+/// How long a connection may take for its end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a browser says.
 #[derive(Debug, Deserialize)]
@@ -254,13 +262,25 @@ impl Wire {
         }
     }
 
-    async fn close(&mut self, code: u16, reason: &str, clock: &crate::clock::Clock) {
+    async fn close(&mut self, code: u16, reason: &str, clock: &Clock) {
         let Some(socket) = &mut self.socket else { return };
         drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: reason.into() }))).await);
-        // The browser's own Close, so that neither side is left with a connection that was cut.
-        let answer = async { while let Some(Ok(_)) = socket.recv().await {} };
-        clock.timeout(Duration::from_secs(1), answer).await;
+        finish(socket, clock).await;
     }
+
+    /// Lets go of a connection that the browser has closed; the session lives on.
+    fn let_go(&mut self, clock: &Clock) {
+        let Some(mut socket) = self.socket.take() else { return };
+        let clock = clock.clone();
+        tokio::spawn(async move { finish(&mut socket, &clock).await });
+    }
+}
+
+/// Waits for the other's Close frame, or sends the answer to it, so that neither side is left with a connection that was
+/// cut.
+async fn finish(socket: &mut WebSocket, clock: &Clock) {
+    let rest = async { while let Some(Ok(_)) = socket.recv().await {} };
+    clock.timeout(CLOSE_WITHIN, rest).await;
 }
 
 struct Session<'a> {
@@ -358,6 +378,12 @@ impl<'a> Session<'a> {
                         Some(Frame::Text(text)) => {
                             self.hears(now); // a ping of the WebSocket may come from a gateway on the way
                             text
+                        }
+                        Some(Frame::Close(Some(it))) if it.code == GOING_AWAY && self.can_detach => {
+                            tracing::info!(session = self.id, "A browser's page is gone; its session is kept.");
+                            wire.let_go(clock);
+                            self.set_detached(true);
+                            continue;
                         }
                         Some(Frame::Close(_)) => return Ending::ClosedByBrowser,
                         Some(Frame::Ping(_) | Frame::Pong(_)) => continue,

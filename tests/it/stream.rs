@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::support::{Answer, Client, Folder, Gateway, gateway, soon};
@@ -530,6 +531,41 @@ async fn a_session_outlives_its_connection_and_ends_with_its_time() {
     detached(0.0);
     assert_eq!(server.end_session("").await, (200, "COMPLETE".into()));
     assert_eq!(server.end_session(r#"{"gracefulShutdown":"yes"}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_page_that_goes_away_may_come_back_and_one_that_closes_may_not() {
+    let server = Server::start("resume_timeout = \"60s\"").await;
+    let with = async |socket: &mut Socket, code: u16| {
+        let frame = CloseFrame { code: code.into(), reason: "".into() };
+        socket.close(Some(frame)).await.expect("room");
+        while let Some(Ok(message)) = soon("the answer", socket.next()).await {
+            if let Message::Close(Some(answer)) = message {
+                return u16::from(answer.code);
+            }
+        }
+        panic!("the Close frame was not answered");
+    };
+    let mut page = server.sign_in_as("one").await;
+    let hello = until(&mut page, "hello").await;
+    assert_eq!(with(&mut page, 1001).await, 1001);
+    server.running.until_metric("streamgate_streaming_sessions", &[("state", "detached")], 1.0);
+    assert_eq!(server.end_session(r#"{"sessionId":"one"}"#).await, (200, "AWAITING_RESUME".into()));
+    let mut again = server.sign_in_as("one").await;
+    let second = until(&mut again, "hello").await;
+    assert_eq!((&second["session"], &second["resumed"]), (&hello["session"], &json!(true)));
+    say(&mut again, &json!({ "type": "anew" })).await;
+    assert_eq!(until(&mut again, "offer").await["seq"], json!(2));
+    assert_eq!(with(&mut again, 1000).await, 1000);
+    let ended = |n: f64| {
+        server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "closed")], n);
+    };
+    ended(1.0);
+    // Nobody could come back into a session without a name.
+    let mut nameless = server.sign_in().await;
+    until(&mut nameless, "offer").await;
+    assert_eq!(with(&mut nameless, 1001).await, 1001);
+    ended(2.0);
 }
 
 #[tokio::test]
