@@ -42,11 +42,25 @@ const ANSWER_WITHIN = 3000;
 const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 5000;
 
+/**
+ * How long a try may take, in milliseconds. A gateway that still holds the session answers at once; one that has to ask
+ * for the function again waits 35 s for it. The last try may begin at the end of the time and still has a second.
+ */
+const FIRST_TRY = 10000;
+const LATER_TRY = 40000;
+const LAST_TRY = 1000;
+
+/** A refusal comes right after the handshake; a connection that is older is one. In milliseconds. */
+const OPEN_FOR_GOOD = 500;
+
+/** A connection on which something is heard after that time was worth it: the next loss begins to count from nothing. */
+const STEADY_AFTER = 5000;
+
 /** How many of its heartbeats a function may be silent for before the connection counts as lost. */
 const MISSED_HEARTBEATS = 3;
 
 /** Codes that may be gone a moment later; while a client comes back they are no reason to give up. */
-const PASSING = /^(upstream\.|gateway\.|sessions\.full$)/;
+const PASSING = /^(upstream\.|gateway\.|sessions\.full$|session\.taken$)/;
 
 /** What is wrong, in plain words, by the code that the gateway or the function gives. */
 const PROBLEMS = {
@@ -64,6 +78,7 @@ const PROBLEMS = {
   "upstream.closed": ["The function hung up", "The streaming service closed the connection before it answered.", "function"],
   "upstream.tls": ["The streaming service cannot be trusted", "The gateway could not make a secure connection to the streaming service.", "function"],
   "upstream.key_refused": ["The gateway has no access", "The streaming service refused the gateway's own key. Its operator must look at it.", "function"],
+  "session.taken": ["Open somewhere else", "Another window is in this session.", "gateway"],
   "sessions.full": ["The gateway is full", "It serves as many sessions as it can. Try again in a moment.", "gateway"],
   "plugin.failed": ["The gateway has a fault", "One of its policies failed. Its log says which.", "gateway"],
   "origin.refused": ["This page may not connect", "The gateway does not take sessions from pages of this address.", "gateway"],
@@ -97,16 +112,26 @@ export class StreamgateClient extends EventTarget {
   #seq = 0;
   #deadline;
   #wasOpen = false;
+  #hadMedia = false;
   #offers = [];
   #resumeToken = secret();
   #resumeWithin;
   #session;
+  /** Since when the connection is gone. */
+  #awaySince;
+  /** Since when no connection has lasted. */
   #lostAt;
   #nTries = 0;
   #retry;
+  #dialling;
+  #openedAt;
+  #settling;
+  /** Whether something has come over the present connection. */
+  #isHeard = false;
   #heartbeat = 3000;
   #silence;
   #outbox = [];
+  #listeners = new AbortController();
   /** Connections that were left without a Close frame; one that is forgotten would send it. */
   #left = [];
 
@@ -125,7 +150,7 @@ export class StreamgateClient extends EventTarget {
     this.#token = token;
     this.#functionId = functionId;
     this.#resumeWithin = resumeWithin;
-    addEventListener("online", () => this.retry());
+    addEventListener("online", () => this.retry(), { signal: this.#listeners.signal });
   }
 
   /** Where the session stands; see the `state` event. */
@@ -151,26 +176,34 @@ export class StreamgateClient extends EventTarget {
     this.#dial();
   }
 
-  /** Tries to come back at once, instead of after the next pause. Nothing happens when the connection is not lost. */
+  /** Tries to come back at once, instead of after the next pause or the present try. Nothing happens when the connection
+   * is not lost. */
   retry() {
-    if (this.#state !== "resuming" || this.#retry === undefined) return;
+    if (this.#state !== "resuming" || this.#socket?.readyState === WebSocket.OPEN) return;
     clearTimeout(this.#retry);
+    this.#leave();
     this.#dial();
   }
 
   #dial() {
-    this.#retry = undefined;
     const socket = new WebSocket(this.#url, this.#offers);
     this.#socket = socket;
+    this.#isHeard = false;
+    if (this.#state === "resuming") {
+      const within = Math.min(this.#nTries > 1 ? LATER_TRY : FIRST_TRY, this.#timeLeft());
+      this.#dialling = setTimeout(() => this.#lose("The gateway does not answer."), Math.max(within, LAST_TRY));
+    }
     socket.onopen = () => {
+      clearTimeout(this.#dialling);
       this.#wasOpen = true;
+      this.#openedAt = performance.now();
       this.#listen();
-      if (this.#state !== "resuming") {
-        this.#become("waiting");
-        return this.#note("The gateway has answered.");
+      if (this.#state === "resuming") {
+        this.#settling = setTimeout(() => this.#back(), OPEN_FOR_GOOD);
+        return;
       }
-      this.#note(`Back after ${((performance.now() - this.#lostAt) / 1000).toFixed(1)} s.`);
-      this.#become(this.#pc ? this.#mediaState() : "waiting");
+      this.#become("waiting");
+      this.#note("The gateway has answered.");
     };
     socket.onmessage = (event) => {
       this.#listen();
@@ -182,6 +215,15 @@ export class StreamgateClient extends EventTarget {
     socket.onclose = (event) => this.#closed(event);
   }
 
+  /** The connection is there again. */
+  #back() {
+    clearTimeout(this.#settling);
+    if (this.#state !== "resuming") return;
+    this.#note(`Back after ${((this.#openedAt - this.#awaySince) / 1000).toFixed(1)} s.`);
+    this.#become(this.#pc ? this.#mediaState() : "waiting");
+    if (this.#pc && this.#state !== "streaming") this.#awaitMedia();
+  }
+
   #mediaState() {
     return this.#pc?.connectionState === "connected" ? "streaming" : "negotiating";
   }
@@ -189,32 +231,53 @@ export class StreamgateClient extends EventTarget {
   /** A function that is not heard for some heartbeats is behind a connection that is dead and does not know it. */
   #listen() {
     clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => {
-      this.#note("Nothing is heard from the gateway.");
-      this.#leave();
-      this.#comeBack();
-    }, MISSED_HEARTBEATS * this.#heartbeat + 1000);
+    this.#silence = setTimeout(() => this.#lose("Nothing is heard from the gateway."), MISSED_HEARTBEATS * this.#heartbeat + 1000);
   }
 
-  /** Lets go of a connection without a Close frame, which would end the session; the gateway closes it. */
+  #lose(why) {
+    this.#note(why);
+    this.#leave();
+    this.#comeBack();
+  }
+
+  /** Lets go of a connection without a Close frame, which would end the session; the gateway closes it. One that is not open
+   * yet is given up, since it would push the next one aside. */
   #leave() {
-    clearTimeout(this.#silence);
-    if (!this.#socket) return;
-    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
-    this.#left = [...this.#left.filter((it) => it.readyState < WebSocket.CLOSED), this.#socket];
+    this.#calm();
+    const socket = this.#socket;
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    this.#left = this.#left.filter((it) => it.readyState < WebSocket.CLOSED);
+    if (socket.readyState === WebSocket.CONNECTING) socket.close();
+    else this.#left.push(socket);
     this.#socket = undefined;
   }
 
-  #comeBack() {
+  /** Stops the timers of a connection. */
+  #calm() {
+    for (const timer of [this.#silence, this.#dialling, this.#settling]) clearTimeout(timer);
+  }
+
+  /** How much is left of the time to come back in. */
+  #timeLeft() {
+    return (this.#lostAt ?? performance.now()) + this.#resumeWithin - performance.now();
+  }
+
+  /** Comes back after a pause; where the time is over, `code` says why it came to nothing. */
+  #comeBack(code = "lost", text) {
     if (this.#state === "ended" || this.#state === "failed") return;
-    const now = performance.now();
-    this.#lostAt ??= now;
-    if (now - this.#lostAt > this.#resumeWithin) return this.#fail("lost");
-    if (this.#state !== "resuming") this.#note("The connection to the gateway is lost; coming back.");
+    this.#lostAt ??= performance.now();
+    const left = this.#timeLeft();
+    if (left <= 0) return this.#fail(code, text);
+    if (this.#state !== "resuming") {
+      this.#awaySince = performance.now();
+      this.#note("The connection to the gateway is lost; coming back.");
+    }
+    this.#stopAwaiting(); // nothing can be negotiated meanwhile
     this.#become("resuming");
-    const pause = this.#nTries === 0 ? 0 : Math.min(FIRST_PAUSE * 2 ** this.#nTries, LONGEST_PAUSE);
+    const pause = this.#nTries === 0 ? 0 : Math.min(FIRST_PAUSE * 2 ** this.#nTries, LONGEST_PAUSE) * (0.75 + Math.random() / 2);
     this.#nTries += 1;
-    this.#retry = setTimeout(() => this.#dial(), pause * (0.75 + Math.random() / 2));
+    this.#retry = setTimeout(() => this.#dial(), Math.min(pause, left));
   }
 
   /** Sends a message over the input channel; false while it is not open. */
@@ -226,7 +289,7 @@ export class StreamgateClient extends EventTarget {
 
   /** Ends the session: the function is told. */
   end() {
-    this.#say({ type: "bye" });
+    this.#transmit({ type: "bye" });
     this.#become("ended");
     this.#socket?.close(1000, "ended by the user");
     this.#release();
@@ -234,16 +297,18 @@ export class StreamgateClient extends EventTarget {
 
   /** Leaves the connection as if it were lost, to see what happens then. */
   cut() {
-    if (!this.#socket) return;
-    this.#note("The connection was cut by hand.");
-    this.#leave();
-    this.#comeBack();
+    if (this.#socket) this.#lose("The connection was cut by hand.");
   }
 
   async #hear(message) {
-    this.#lostAt = undefined;
-    this.#nTries = 0;
-    if (message.type !== "hello") for (const waiting of this.#outbox.splice(0)) this.#say(waiting);
+    if (performance.now() - this.#openedAt >= STEADY_AFTER) [this.#lostAt, this.#nTries] = [undefined, 0];
+    if (!this.#isHeard) {
+      this.#isHeard = true;
+      this.#back();
+      const waiting = this.#outbox.splice(0);
+      // A greeting begins anew: what was said before belongs to another connection of the function.
+      if (message.type !== "hello") waiting.forEach((it) => this.#transmit(it));
+    }
     switch (message.type) {
       case "hello":
         this.#greet(message);
@@ -266,7 +331,6 @@ export class StreamgateClient extends EventTarget {
   /** A function greets each connection that it sees: a new session's, or another one of this session. */
   #greet({ session, resumed, heartbeatMs }) {
     this.#heartbeat = heartbeatMs ?? this.#heartbeat;
-    this.#outbox = [];
     if (this.#session !== session) this.#forget();
     this.#session = session;
     if (resumed && !this.#pc) this.#say({ type: "anew" });
@@ -303,26 +367,43 @@ export class StreamgateClient extends EventTarget {
     pc.onconnectionstatechange = () => {
       if (pc !== this.#pc) return;
       if (pc.connectionState === "connected") {
-        clearTimeout(this.#deadline);
+        this.#hadMedia = true;
+        this.#stopAwaiting();
         this.#note("Media flows.");
         if (this.#state !== "resuming") this.#become("streaming");
       } else if (pc.connectionState === "disconnected") {
         this.#note("The media path is silent; looking for another way.");
       } else if (pc.connectionState === "failed" && this.#state !== "resuming") {
-        this.#fail(this.#state === "streaming" ? "media_lost" : "no_media_path");
+        if (!this.#hadMedia || this.#deadline === undefined) this.#failMedia(); // else another way is being looked for
       }
     };
-    this.#deadline = setTimeout(() => this.#fail("no_media_path"), MEDIA_WITHIN);
+    this.#awaitMedia();
     return pc;
   }
 
+  /** Media must flow within its time from now on. */
+  #awaitMedia() {
+    clearTimeout(this.#deadline);
+    this.#deadline = setTimeout(() => this.#failMedia(), MEDIA_WITHIN);
+  }
+
+  #stopAwaiting() {
+    clearTimeout(this.#deadline);
+    this.#deadline = undefined;
+  }
+
+  #failMedia() {
+    this.#fail(this.#hadMedia ? "media_lost" : "no_media_path");
+  }
+
   #closed(event) {
-    clearTimeout(this.#silence);
+    this.#calm();
+    this.#socket = undefined;
     if (this.#state === "ended" || this.#state === "failed") return;
     const [, code, text] = /^([a-z_]+(?:\.[a-z_]+)?)(?:: (.*))?$/.exec(event.reason) ?? [];
     const isLost = [1005, 1006, 1012, 1013].includes(event.code) && !(code && PROBLEMS[code]);
     if (this.#wasOpen && isLost) return this.#comeBack();
-    if (this.#state === "resuming" && PASSING.test(code)) return this.#comeBack();
+    if (this.#lostAt !== undefined && PASSING.test(code)) return this.#comeBack(code, text);
     if (code && PROBLEMS[code]) return this.#fail(code, text);
     if (BY_CLOSE[event.code]) {
       const [known, ...own] = BY_CLOSE[event.code];
@@ -355,25 +436,31 @@ export class StreamgateClient extends EventTarget {
 
   /** Lets go of the media path of a session that is over. */
   #forget() {
-    clearTimeout(this.#deadline);
+    this.#stopAwaiting();
     const pc = this.#pc;
-    [this.#pc, this.#input, this.#candidates] = [undefined, undefined, []];
+    [this.#pc, this.#input, this.#candidates, this.#hadMedia] = [undefined, undefined, [], false];
     pc?.close();
   }
 
   #release() {
     clearTimeout(this.#retry);
-    clearTimeout(this.#silence);
+    this.#calm();
+    this.#listeners.abort();
     this.#forget();
     const socket = this.#socket;
     if (socket) socket.onmessage = null;
     if (socket && socket.readyState <= WebSocket.OPEN) socket.close(1000);
   }
 
-  /** What is said while the connection is away is said once it is back; heartbeats are not worth it. */
+  /** What is said before something has come over the present connection waits for that, so that all keeps its order and
+   * nothing reaches a function that begins anew. Answers to heartbeats are not worth it. */
   #say(message) {
+    if (this.#isHeard && this.#socket?.readyState === WebSocket.OPEN) this.#transmit(message);
+    else if (message.type !== "pong") this.#outbox.push(message);
+  }
+
+  #transmit(message) {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
-    else if (message.type !== "pong" && this.#state === "resuming") this.#outbox.push(message);
   }
 
   #become(state, problem) {

@@ -13,6 +13,7 @@ mod broken;
 mod browser;
 mod chain;
 mod cli;
+mod client;
 mod docker;
 mod docs;
 mod editor;
