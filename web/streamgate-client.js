@@ -62,6 +62,12 @@ const MISSED_HEARTBEATS = 3;
 /** Codes that may be gone a moment later; while a client comes back they are no reason to give up. */
 const PASSING = /^(upstream\.|gateway\.|sessions\.full$|session\.taken$)/;
 
+/**
+ * Where a page leaves the name of its session when it is left, for the page that is loaded in its place. It is taken away
+ * at once, so that a copy of the tab finds none.
+ */
+const KEPT = "streamgate";
+
 /** What is wrong, in plain words, by the code that the gateway or the function gives. */
 const PROBLEMS = {
   "auth.missing_token": ["No access token", "This gateway asks who you are. Enter the token that you were given.", "gateway"],
@@ -116,6 +122,9 @@ export class StreamgateClient extends EventTarget {
   #offers = [];
   #resumeToken = secret();
   #resumeWithin;
+  /** How often the page was loaded again since the session began. */
+  #nLoads = 0;
+  #kept;
   #session;
   /** Since when the connection is gone. */
   #awaySince;
@@ -141,6 +150,8 @@ export class StreamgateClient extends EventTarget {
    * @param {string} [options.token] bearer token
    * @param {string} [options.functionId] the function to reach, when it is not the gateway's default
    * @param {number} [options.resumeWithin] how long to try to come back after the connection is lost, in milliseconds
+   *
+   * A page that is loaded again comes back into its session.
    */
   constructor({ url = new URL("/sign_in", location.href), token = "", functionId = "", resumeWithin = 60000 } = {}) {
     super();
@@ -150,7 +161,12 @@ export class StreamgateClient extends EventTarget {
     this.#token = token;
     this.#functionId = functionId;
     this.#resumeWithin = resumeWithin;
-    addEventListener("online", () => this.retry(), { signal: this.#listeners.signal });
+    this.#kept = `${KEPT} ${this.#url} ${functionId}`;
+    this.#recall();
+    const { signal } = this.#listeners;
+    addEventListener("online", () => this.retry(), { signal });
+    addEventListener("pagehide", () => this.#remember(), { signal });
+    addEventListener("pageshow", ({ persisted }) => persisted && this.#recall(), { signal });
   }
 
   /** Where the session stands; see the `state` event. */
@@ -183,6 +199,34 @@ export class StreamgateClient extends EventTarget {
     clearTimeout(this.#retry);
     this.#leave();
     this.#dial();
+  }
+
+  /** Leaves the name of the session to the page that is loaded next. */
+  #remember() {
+    if (["idle", "ended", "failed"].includes(this.#state)) return;
+    try {
+      sessionStorage.setItem(this.#kept, JSON.stringify({ resumeToken: this.#resumeToken, nLoads: this.#nLoads }));
+    } catch {
+      // A page without a storage has its cookie.
+    }
+  }
+
+  /**
+   * Takes the name of the session that the page had before it was loaded again. The number in the query makes it another
+   * request than before: one that is the same would be put back into the session without the function's greeting, and this
+   * page knows nothing yet.
+   */
+  #recall() {
+    try {
+      const kept = JSON.parse(sessionStorage.getItem(this.#kept));
+      sessionStorage.removeItem(this.#kept);
+      if (!kept || this.#state !== "idle") return;
+      this.#resumeToken = kept.resumeToken;
+      this.#nLoads = kept.nLoads + 1;
+      this.#url.searchParams.set("reconnect", this.#nLoads);
+    } catch {
+      // There is no storage.
+    }
   }
 
   #dial() {
@@ -335,7 +379,7 @@ export class StreamgateClient extends EventTarget {
     this.#session = session;
     if (resumed && !this.#pc) this.#say({ type: "anew" });
     else if (resumed && this.#pc.connectionState !== "connected") this.#say({ type: "restart" });
-    this.#note(resumed && this.#pc ? "The function has kept the session." : "The function has a session for you.");
+    this.#note(resumed ? "The function has kept the session." : "The function has a session for you.");
     this.#become(this.#mediaState());
   }
 
@@ -403,7 +447,8 @@ export class StreamgateClient extends EventTarget {
     const [, code, text] = /^([a-z_]+(?:\.[a-z_]+)?)(?:: (.*))?$/.exec(event.reason) ?? [];
     const isLost = [1005, 1006, 1012, 1013].includes(event.code) && !(code && PROBLEMS[code]);
     if (this.#wasOpen && isLost) return this.#comeBack();
-    if (this.#lostAt !== undefined && PASSING.test(code)) return this.#comeBack(code, text);
+    const comesBack = this.#lostAt !== undefined || (this.#nLoads > 0 && code === "session.taken");
+    if (comesBack && PASSING.test(code)) return this.#comeBack(code, text);
     if (code && PROBLEMS[code]) return this.#fail(code, text);
     if (BY_CLOSE[event.code]) {
       const [known, ...own] = BY_CLOSE[event.code];

@@ -9,7 +9,7 @@ use streamgate::config::{Env, Role, Sources};
 use crate::support::chromium::{Chromium, Page};
 use crate::support::process::Process;
 use crate::support::proxy::Network;
-use crate::support::{Client, Folder, Gateway, gateway};
+use crate::support::{Client, Folder, Gateway, PATIENCE, gateway};
 
 const FRAMES: &str = "Number(document.querySelector('#video').dataset.framesDecoded ?? 0)";
 
@@ -23,6 +23,28 @@ async fn demo(args: &[&str]) -> (Process, String) {
     let process = Process::start(&args, &[]);
     let line = process.stdout.line_with("Open ").await;
     (process, line.trim_start_matches("Open").trim().to_owned())
+}
+
+/// The address of the demo's control server.
+async fn control(process: &Process) -> SocketAddr {
+    let told = process.stdout.line_with("control http://").await;
+    let address = told.split("http://").nth(1).and_then(|it| it.split(',').next());
+    address.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("no address in {told}"))
+}
+
+/// Waits until the streaming server's metrics have a line.
+async fn has(control: SocketAddr, line: &str) {
+    let began = std::time::Instant::now();
+    loop {
+        let mut client = Client::connect(control).await;
+        client.request("GET", "/metrics", &[], b"").await;
+        let metrics = client.answer().await.text();
+        if metrics.contains(line) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{line} is missing in:\n{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Waits until the picture moves.
@@ -106,9 +128,7 @@ async fn the_same_with_tls() {
 #[tokio::test]
 async fn a_network_that_is_cut_and_restored_costs_no_picture_and_no_session() {
     let (process, url) = demo(&[]).await;
-    let told = process.stdout.line_with("control http://").await;
-    let control = told.split("http://").nth(1).and_then(|it| it.split(',').next()).expect("an address");
-    let control: SocketAddr = control.parse().expect("an address");
+    let control = control(&process).await;
     let gateway = url.trim_start_matches("http://").split('/').next().expect("an address").parse();
     let network = Network::to(gateway.expect("an address")).await;
     let mut browser = Chromium::start().await;
@@ -123,19 +143,43 @@ async fn a_network_that_is_cut_and_restored_costs_no_picture_and_no_session() {
         browser.until(&page, &reads("state", "Streaming")).await;
         browser.until(&page, "document.querySelector('#cover').hidden").await;
     }
-    let mut client = Client::connect(control).await;
-    client.request("GET", "/metrics", &[], b"").await;
-    let metrics = client.answer().await.text();
     for line in [
         "streamgate_streaming_sessions{state=\"active\"} 1\n",
         "streamgate_streaming_session_setup_seconds_count{phase=\"connected\"} 1\n",
         "streamgate_streaming_resumes_total 0\n",
     ] {
-        assert!(metrics.contains(line), "{line} is missing in:\n{metrics}");
+        has(control, line).await;
     }
-    // A page that is loaded again is another one: it reaches the same session by a new handshake.
+}
+
+#[tokio::test]
+async fn a_page_that_is_loaded_again_comes_back_into_its_session() {
+    let (process, url) = demo(&[]).await;
+    let control = control(&process).await;
+    let mut browser = Chromium::start().await;
+    let page = browser.open(&url).await;
+    streams(&mut browser, &page).await;
+    for n_loads in 1..=2 {
+        browser.reload(&page).await;
+        streams(&mut browser, &page).await;
+        browser.until(&page, &reads("log", "The function has kept the session.")).await;
+        has(control, &format!("streamgate_streaming_resumes_total {n_loads}\n")).await;
+    }
+    has(control, "streamgate_streaming_sessions{state=\"active\"} 1\n").await;
+    has(control, "streamgate_streaming_sessions{state=\"detached\"} 0\n").await;
+    // Another tab is another session, and does not disturb this one.
+    let other = browser.open(&url).await;
+    streams(&mut browser, &other).await;
+    has(control, "streamgate_streaming_sessions{state=\"active\"} 2\n").await;
+    browser.until(&page, &reads("state", "Streaming")).await;
+    // What was ended on purpose is over at once, and a page that is loaded again begins anew.
+    browser.value(&page, "document.querySelector('#end').click()").await;
+    browser.until(&page, &reads("state", "Ended")).await;
+    has(control, "streamgate_streaming_sessions_total{result=\"closed\"} 1\n").await;
     browser.reload(&page).await;
     streams(&mut browser, &page).await;
+    browser.until(&page, &reads("log", "The function has a session for you.")).await;
+    has(control, "streamgate_streaming_resumes_total 2\n").await;
 }
 
 #[tokio::test]

@@ -367,3 +367,59 @@ test("a media path that broke meanwhile has its time to be mended", async (t) =>
   world.peers[0].become("failed");
   assert.deepEqual(world.states.at(-1), ["failed", "media_lost"]);
 });
+
+test("a page that is loaded again comes back, and a copy of it does not", async (t) => {
+  const world = new World(t);
+  await streaming(world);
+  const first = world.socket;
+  const load = async () => {
+    world.emit("pagehide");
+    world.listeners.clear();
+    world.client();
+    await world.pass(1);
+    return world.socket;
+  };
+  assert.equal(first.url, "ws://gateway.example/sign_in");
+  const second = await load();
+  assert.equal(second.token, first.token);
+  assert.equal(second.url, "ws://gateway.example/sign_in?reconnect=1");
+  second.open().hello("s", true);
+  assert.deepEqual(kinds(second), ["anew"]);
+  const third = await load();
+  assert.deepEqual([third.token, new URL(third.url).search], [first.token, "?reconnect=2"]);
+  assert.equal(world.stored.size, 0, "the copy of a tab finds nothing");
+  world.client();
+  await world.pass(1);
+  assert.notEqual(world.socket.token, first.token);
+});
+
+test("a session that was ended on purpose is not come back into", async (t) => {
+  const world = new World(t);
+  const client = await streaming(world);
+  const first = world.socket;
+  client.end();
+  assert.deepEqual(kinds(first).at(-1), "bye");
+  assert.equal(first.closed, 1000);
+  world.emit("pagehide");
+  world.client();
+  await world.pass(1);
+  assert.notEqual(world.socket.token, first.token);
+  assert.equal(world.socket.url, "ws://gateway.example/sign_in");
+});
+
+test("a page that was loaded again waits for the place that it had", async (t) => {
+  const world = new World(t);
+  await streaming(world);
+  world.emit("pagehide");
+  world.listeners.clear();
+  const { token } = world.socket;
+  world.onDial = (it) => it.open().end(3005, "session.taken: Another browser is attached to this session.");
+  const client = world.client();
+  await world.pass(20000);
+  assert.equal(client.state, "resuming");
+  world.onDial = (it) => it.open().hello("s", true);
+  await world.pass(6000);
+  assert.equal(client.state, "negotiating");
+  assert.equal(world.socket.token, token);
+  assert.deepEqual(kinds(world.socket), ["anew"]);
+});
