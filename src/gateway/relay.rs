@@ -106,6 +106,9 @@ const SCRATCH: usize = 32 << 10;
 /// `directory.timeout`, and a browser that is gone does not take what would have to be said after.
 const REPORT: Duration = Duration::from_millis(200);
 
+/// Bytes that may wait for an upstream when a browser's connection is let go of: as much as a kernel keeps of one.
+const LAST_WORDS: usize = 8 << 20;
+
 /// Reads of one leg before other sessions get their turn.
 const TURNS: usize = 8;
 
@@ -879,6 +882,10 @@ impl Relay {
     fn attach(&mut self, mut attach: Attach, cx: &mut Context<'_>) -> Option<End> {
         let worker = self.slot.worker();
         let shared = &worker.shared;
+        if let Some(end) = self.read_out(cx) {
+            attach.refuse(false);
+            return Some(end);
+        }
         let was_attached = self.legs[Leg::Browser as usize].conn.is_some();
         if !self.session.takes_browsers() {
             attach.refuse(false);
@@ -942,6 +949,19 @@ impl Relay {
         self.tell(Phase::SessionResume, "reattach");
         let end = self.handle_with(Event::Attached, Some(cx));
         end.or_else(|| self.pass(Leg::Browser, &attach.early, Some(cx)))
+    }
+
+    /// Reads what the browser before has said and its kernel has handed over, although the upstream does not take it now: its
+    /// connection is about to be let go of. It may turn out that the browser is gone.
+    fn read_out(&mut self, cx: &mut Context<'_>) -> Option<End> {
+        while self.legs[Leg::Upstream as usize].out.len() < LAST_WORDS {
+            match self.poll_read(Leg::Browser, cx) {
+                Poll::Ready(None) => {}
+                Poll::Ready(end) => return end,
+                Poll::Pending => break,
+            }
+        }
+        None
     }
 
     fn is_handing(&self) -> bool {

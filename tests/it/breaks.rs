@@ -97,6 +97,23 @@ async fn what_a_browser_had_said_before_it_was_lost_still_arrives() {
 }
 
 #[tokio::test]
+async fn what_a_browser_had_said_before_it_came_back_still_arrives() {
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let gateway = Gateway::in_front_of(&upstream).start().await;
+    let (Browser { mut client, cookie }, mut leg) = session(&gateway, &mut upstream).await;
+    let n = stopped(&gateway, &mut client).await;
+    assert!(client.is_silent().await);
+    client.reset();
+    // It is back before its function has taken what it had said, and before anybody knows that it was gone.
+    let mut browser = open(&gateway, &cookie).await;
+    browser.client.send(&from_browser(2, &large(n))).await;
+    all_of(&mut leg, n + 1).await;
+    leg.send(2, &message(1)).await;
+    assert_eq!(next(&mut browser.client, 1).await, [message(1)]);
+    assert_eq!(upstream.n_connections(), 1);
+}
+
+#[tokio::test]
 async fn what_a_function_had_said_before_it_ended_still_arrives() {
     let clock = Clock::paused();
     let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
