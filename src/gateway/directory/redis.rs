@@ -490,6 +490,8 @@ impl Registry for Redis {
                     own.at = at;
                 }
             }
+            // One that was lost to another replica is not claimed back because its browser is gone.
+            _ if !entry.is_attached() => return,
             _ => drop(all.insert(entry.id, Own { entry: Arc::clone(entry), due: Due::Claim, at })),
         }
         drop(all);
