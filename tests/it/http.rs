@@ -6,7 +6,7 @@ use std::time::Duration;
 use streamgate::clock::Clock;
 
 use crate::support::upstream::{Act, header};
-use crate::support::{FUNCTION, Gateway, KEY, TOKEN, Upstream, advancing};
+use crate::support::{Client, FUNCTION, Gateway, KEY, Leg, TOKEN, Upstream, advancing};
 
 #[tokio::test]
 async fn requests_go_through_whole() {
@@ -206,16 +206,7 @@ async fn upload_and_answer_go_both_ways_at_once() {
 async fn an_upstream_that_does_not_read_is_heard_all_the_same() {
     let clock = Clock::paused();
     let mut upstream = Upstream::that(Act::Give).await;
-    let gateway = Gateway::in_front_of(&upstream)
-        .upstream("pool = \"shared\"")
-        .env("STREAMGATE_WORKERS", "1")
-        .on(&clock)
-        .start()
-        .await;
-    let mut client = gateway.connect().await;
-    client.send(&upload("")).await;
-    client.send_meanwhile(vec![b'z'; LARGE]);
-    let mut deaf = upstream.leg().await;
+    let (gateway, mut client, mut deaf) = stalled(&mut upstream, &clock).await;
     deaf.send_raw(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!").await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.text().as_str()), (413, "no!"), "no time has passed");
@@ -232,16 +223,7 @@ async fn nothing_follows_a_hole_in_a_body() {
     for begins in [false, true] {
         let clock = Clock::paused();
         let mut upstream = Upstream::that(Act::Give).await;
-        let gateway = Gateway::in_front_of(&upstream)
-            .upstream("pool = \"shared\"")
-            .env("STREAMGATE_WORKERS", "1")
-            .on(&clock)
-            .start()
-            .await;
-        let mut client = gateway.connect().await;
-        client.send(&upload("")).await;
-        client.send_meanwhile(vec![b'z'; LARGE]);
-        let mut leg = upstream.leg().await;
+        let (_gateway, mut client, mut leg) = stalled(&mut upstream, &clock).await;
         if begins {
             leg.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe").await;
             assert!(advancing(&clock, client.ends_with_reset()).await, "the answer is not whole");
@@ -364,6 +346,21 @@ async fn a_browser_that_leaves_is_noticed_however_large_its_head_is() {
 
 /// More than stands in the kernel's buffers on the way.
 const LARGE: usize = 40 << 20;
+
+/// A large upload of which its upstream reads nothing, over a connection that others may have afterwards.
+async fn stalled(upstream: &mut Upstream, clock: &Clock) -> (Gateway, Client, Leg) {
+    let gateway = Gateway::in_front_of(upstream)
+        .upstream("pool = \"shared\"")
+        .env("STREAMGATE_WORKERS", "1")
+        .on(clock)
+        .start()
+        .await;
+    let mut client = gateway.connect().await;
+    client.send(&upload("")).await;
+    client.send_meanwhile(vec![b'z'; LARGE]);
+    let leg = upstream.leg().await;
+    (gateway, client, leg)
+}
 
 /// The head of a large upload, with these lines in it.
 fn upload(lines: &str) -> Vec<u8> {
