@@ -1002,9 +1002,7 @@ impl Relay {
         let now = shared.clock.now();
         let took = now - record.started;
         shared.metrics.session_end(end.reason.name(), took);
-        let parked = self.keeper.as_ref().and_then(|it| it.parked.as_ref());
-        shared.metrics.session_state(if parked.is_some() { "parked" } else { "attached" }, -1);
-        if let Some(parked) = parked {
+        if let Some(parked) = self.keeper.as_ref().and_then(|it| it.parked.as_ref()) {
             shared.metrics.session_was_parked(now - parked.since);
             shared.metrics.resume_buffered(-(parked.n_bytes as i64));
         }
@@ -1047,12 +1045,16 @@ impl Relay {
 
     /// Ends both connections, each in its way.
     async fn finish(self, end: End) {
+        let is_parked = self.keeper.as_ref().is_some_and(|it| it.parked.is_some());
         let Relay { slot, legs: [mut browser, mut upstream], stoppers, record, .. } = self;
-        let clock = &slot.worker().shared.clock.clone();
+        let shared = Arc::clone(&slot.worker().shared);
+        let clock = &shared.clock;
         let (browser_waits, upstream_waits) =
             join(browser.shut(end.browser, clock), upstream.shut(end.upstream, clock)).await;
         // Both have ended as far as it is ours to say, so its place is free, also for the one that has made it end.
         drop((record, stoppers));
+        // Last, so that who reads of fewer sessions finds room for one.
+        shared.metrics.session_state(if is_parked { "parked" } else { "attached" }, -1);
         let linger = async |leg: &mut LegState, waits: bool| {
             if waits {
                 leg.linger(clock).await;
