@@ -18,6 +18,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
+use ipnet::IpNet;
+
 pub use env::Env;
 pub(crate) use node::parse;
 pub use node::{Entry, Node, Table, Value};
@@ -25,7 +28,7 @@ pub use problem::{Place, Problem, Problems};
 pub(crate) use problem::{did_you_mean, nearest};
 pub(crate) use reference::reference;
 pub use resolve::{Role, Sources};
-pub(crate) use value::{Parse, duration};
+pub(crate) use value::{Parse, duration, network};
 pub use value::{PortRange, Reference, Server, Size};
 
 use crate::secret::Secret;
@@ -102,6 +105,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Whether something in front of the gateway ends TLS.
     pub behind_tls: bool,
+    /// The proxies in front of the gateway.
+    pub proxies: Proxies,
     /// Where the port is passed from one process to the next.
     pub handover: Option<PathBuf>,
     /// Largest request head in bytes.
@@ -116,6 +121,17 @@ pub struct Listen {
     pub max_connections: usize,
     /// Whether the browser page is served at `/`.
     pub page: bool,
+}
+
+/// The proxies in front of the gateway whose word about a browser's address is taken.
+#[derive(Clone, Debug)]
+pub struct Proxies {
+    /// Their addresses.
+    pub networks: Vec<IpNet>,
+    /// The header in which each of them adds, at the right, the address that it was talking to.
+    pub header: HeaderName,
+    /// Whether their connections begin with a header of the PROXY protocol.
+    pub protocol: bool,
 }
 
 /// Where the certificate comes from.

@@ -5,6 +5,7 @@
 
 mod admit;
 mod body;
+mod client;
 mod conn;
 mod cookie;
 mod directory;

@@ -30,7 +30,6 @@ pub use path::Pattern;
 pub(crate) use path::{has_dot_segments, readings};
 pub use phase::{Phase, Phases};
 pub use principal::{Principal, Tokens};
-pub(crate) use schema::network;
 pub use schema::{Field, Kind, References, Schema, Setting, Settings};
 pub(crate) use subprotocol::is_reserved;
 pub use subprotocol::{CLOSE_ON_REFUSAL, OWN as OWN_SUBPROTOCOL, Offer, RESUME_TOKEN};

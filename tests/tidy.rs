@@ -10,6 +10,7 @@ const HOMES: &[(&str, &str)] = &[
     ("hdrhistogram", "src/bench"),
     ("mlua", "src/lua"),
     ("prometheus", "src/telemetry"),
+    ("proxy_header", "src/gateway"),
     ("redis", "src/gateway|src/store"),
     ("rtc", "src/streaming"),
     ("tokio_tungstenite", "src/bench"),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -13,9 +14,9 @@ use crate::config::node::{Node, Table, Value, parse, parse_some};
 use crate::config::setting::{SETTINGS, find};
 use crate::config::{
     Admin, Alternative, Config, Cookie, Directory, Env, FrontDoor, Gateway, Keepalive, Listen, Log, Origin,
-    Overflow, Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Reference, Refusal, Resume,
-    ResumeMode, Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream, Viewer,
-    did_you_mean, nearest,
+    Overflow, Parse, Parts, Place, Plugins, Pool, PortRange, Problem, Problems, Proxies, Reference, Refusal,
+    Resume, ResumeMode, Route, SameSite, Server, Sessions, Size, Source, Step, Streaming, Tls, Upstream,
+    Viewer, did_you_mean, nearest,
 };
 use crate::secret::Secret;
 
@@ -200,6 +201,7 @@ impl<'a> Reader<'a> {
     fn listen(&self) -> Option<Listen> {
         let address = self.address("listen.address", None);
         let behind_tls = self.get("listen.behind_tls");
+        let proxies = self.proxies();
         let handover: Option<Option<PathBuf>> = self.optional("listen.handover");
         let max_head: Option<Size> = self.get("listen.max_head");
         let max_headers: Option<u64> = self.get("listen.max_headers");
@@ -212,6 +214,7 @@ impl<'a> Reader<'a> {
         Some(Listen {
             address: address?,
             behind_tls: behind_tls?,
+            proxies: proxies?,
             handover: handover?.map(|it| self.base.join(it)),
             max_head: max_head?.0 as usize,
             max_headers: max_headers? as usize,
@@ -220,6 +223,20 @@ impl<'a> Reader<'a> {
             max_connections: max_connections?.clamp(1, 1 << 30) as usize,
             page: page?,
         })
+    }
+
+    fn proxies(&self) -> Option<Proxies> {
+        let networks: Option<Vec<IpNet>> = self.get("listen.proxies");
+        let header = self.get("listen.proxy_header");
+        let protocol = self.get("listen.proxy_protocol");
+        if networks.as_ref().is_some_and(Vec::is_empty) {
+            for key in ["listen.proxy_header", "listen.proxy_protocol"] {
+                if self.written(key).is_some_and(|it| !matches!(it.value, Value::Boolean(false))) {
+                    self.note_about(key, "no proxy would be believed: name them in `listen.proxies`");
+                }
+            }
+        }
+        Some(Proxies { networks: networks?, header: header?, protocol: protocol? })
     }
 
     fn tls(&self) -> Option<Option<Tls>> {

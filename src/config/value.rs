@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
+use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 
 use crate::config::node::{Node, Value};
@@ -228,6 +230,25 @@ impl Parse for PortRange {
     }
 }
 
+impl Parse for IpNet {
+    fn parse(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Text(it) => network(it),
+            _ => None,
+        }
+        .ok_or_else(|| {
+            format!("expected an address or a network such as \"10.0.0.0/8\", not {}", named(value))
+        })
+    }
+}
+
+impl Parse for HeaderName {
+    fn parse(value: &Value) -> Result<Self, String> {
+        let name = String::parse(value)?;
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("not a header's name: {name:?}"))
+    }
+}
+
 fn named(value: &Value) -> String {
     match value {
         Value::List(_) | Value::Table(_) => value.kind().into(),
@@ -239,6 +260,21 @@ fn port(digits: &str) -> Result<u16, String> {
     match digits.parse::<u64>() {
         Ok(number) => u16::try_from(number).map_err(|_| format!("not a port: {number} is larger than 65535")),
         Err(_) => Err(format!("not a port: {digits:?}")),
+    }
+}
+
+/// An address or a network; IPv4 ones in their own form also when they are written as IPv6.
+pub(crate) fn network(text: &str) -> Option<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical().into());
+    }
+    let network = text.parse::<IpNet>().ok()?;
+    match network {
+        IpNet::V6(it) if it.prefix_len() >= 96 => match it.addr().to_canonical() {
+            IpAddr::V4(address) => IpNet::new(address.into(), it.prefix_len() - 96).ok(),
+            IpAddr::V6(_) => Some(network),
+        },
+        _ => Some(network),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::gateway::files::one_more;
 use crate::gateway::head::{self, HeadError, Limits};
 use crate::gateway::pool::Pool;
 use crate::gateway::tunnel::Carrier;
-use crate::gateway::{Shared, admit, http as plain, page, respond, sign_in, websocket};
+use crate::gateway::{Shared, admit, client, http as plain, page, respond, sign_in, websocket};
 use crate::lua::{Ambiguous, RouteChain, Routes};
 use crate::policy::{Chain, Exchange, LocalResponse, Phase};
 use crate::rejection::{Code, Rejection};
@@ -106,7 +106,8 @@ pub(crate) fn run(
                 biased;
                 _ = draining.wait_for(|it| *it) => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((tcp, client)) => slot.accept(tcp, client),
+                    // One socket for both families sees IPv4 as IPv6.
+                    Ok((tcp, peer)) => slot.accept(tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
                     Err(error) => {
                         tracing::error!(%error, "A connection could not be accepted.");
                         clock.sleep(ACCEPT_PAUSE).await;
@@ -172,7 +173,7 @@ impl Slot {
         });
     }
 
-    fn accept(self: &Rc<Self>, tcp: TcpStream, client: SocketAddr) {
+    fn accept(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr) {
         let shared = &self.current.borrow().shared;
         let totals = &shared.totals;
         if !one_more(&totals.n_connections, shared.config.listen.max_connections) {
@@ -191,23 +192,40 @@ impl Slot {
         let counted = Counted::new(totals, counts);
         let (slot, guard) = (Rc::clone(self), self.begins());
         tokio::task::spawn_local(async move {
-            Box::pin(slot.serve(tcp, client, counted)).await;
+            Box::pin(slot.serve(tcp, peer, counted)).await;
             drop(guard);
         });
     }
 
     /// Serves a browser's connection, request by request.
-    async fn serve(self: Rc<Self>, tcp: TcpStream, client: SocketAddr, counted: Counted) {
+    async fn serve(self: Rc<Self>, mut tcp: TcpStream, peer: SocketAddr, counted: Counted) {
         let mut worker = self.worker();
         let shared = &worker.shared;
         let mut receiver = worker.draining.clone();
         let draining = async move { drop(receiver.wait_for(|it| *it).await) }; // a sender that is gone drains as well
         let mut draining = pin!(draining);
+        let listen = &shared.config.listen;
+        let client = if client::is_introduced(&listen.proxies, peer) {
+            let header = shared.clock.timeout(listen.head_timeout, client::introduction(&mut tcp));
+            let header = tokio::select! {
+                header = header => header.unwrap_or_else(|| Err(ErrorKind::TimedOut.into())),
+                () = worker.drained(draining.as_mut(), FIRST_REQUEST) => return,
+            };
+            match header {
+                Ok(source) => source.unwrap_or(peer),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return, // it looked whether the port is open
+                Err(error) => {
+                    shared.metrics.connection_refused("proxy_protocol");
+                    return tracing::warn!(%peer, %error, "A proxy's connection does not begin with a PROXY header.");
+                }
+            }
+        } else {
+            peer
+        };
         let mut conn = match &shared.tls {
             None => Conn::plain(tcp),
             Some(acceptor) => {
-                let accepted =
-                    shared.clock.timeout(shared.config.listen.head_timeout, acceptor.accept(tcp.into()));
+                let accepted = shared.clock.timeout(listen.head_timeout, acceptor.accept(tcp.into()));
                 let accepted = tokio::select! {
                     accepted = accepted => accepted,
                     () = worker.drained(draining.as_mut(), FIRST_REQUEST) => return,
@@ -260,6 +278,7 @@ impl Slot {
                 None => return worker.refuse_head(conn, client, Code::HeadTimeout.into(), started).await,
             };
             let (manner, is_websocket) = (head.manner(), websocket::is_meant(&head));
+            let client = client::of(&listen.proxies, client, &head.headers);
             let mut exchange = admit::exchange(&worker, client, head, is_websocket);
             let routes = worker.routes();
             let found = match routes.find(&exchange.path) {

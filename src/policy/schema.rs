@@ -1,15 +1,13 @@
 //! The contract of a plugin: its phases, its settings, the codes it may reject with.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use ipnet::IpNet;
 
 use crate::config::{
-    Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value, did_you_mean,
+    Entry, Node, Parse, Place, Problem, Problems, Reference, Size, Table, Value, did_you_mean, network,
 };
 use crate::policy::{OnError, Phases, Tokens, Wanted};
 use crate::rejection::Declared;
@@ -421,21 +419,6 @@ fn url(text: &str) -> Result<(), String> {
         return Err("a URL has no user name and no password; give them by settings of their own".into());
     }
     Ok(())
-}
-
-/// An address or a network; IPv4 ones in their own form also when they are written as IPv6.
-pub(crate) fn network(text: &str) -> Option<IpNet> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Some(address.to_canonical().into());
-    }
-    let network = text.parse::<IpNet>().ok()?;
-    match network {
-        IpNet::V6(it) if it.prefix_len() >= 96 => match it.addr().to_canonical() {
-            IpAddr::V4(address) => IpNet::new(address.into(), it.prefix_len() - 96).ok(),
-            IpAddr::V6(_) => Some(network),
-        },
-        _ => Some(network),
-    }
 }
 
 /// All values, or the problems of all.

@@ -128,7 +128,7 @@ impl Line<'_> {
         put("time", self.time().into());
         put("kind", self.kind.into());
         put("request", self.id.into());
-        put("client", self.client.to_string().into());
+        put("client", self.client().into());
         put("method", cut(self.method).into());
         put("path", cut(self.path).into());
         put("route", self.route.into());
@@ -145,10 +145,18 @@ impl Line<'_> {
         format!("{}\n", Value::Object(it))
     }
 
+    /// Without a port where a proxy has not told it.
+    fn client(&self) -> String {
+        match self.client.port() {
+            0 => self.client.ip().to_string(),
+            _ => self.client.to_string(),
+        }
+    }
+
     fn text(&self) -> String {
         let mut it = String::with_capacity(320);
         let write = "a string takes every write";
-        write!(it, "{} {} {} {}", self.time(), self.kind, self.id, self.client).expect(write);
+        write!(it, "{} {} {} {}", self.time(), self.kind, self.id, self.client()).expect(write);
         write!(it, " {} {}", quoted(self.method), quoted(self.path)).expect(write);
         write!(it, " route={} principal={}", quoted(self.route), quoted(self.principal)).expect(write);
         write!(it, " function={} status={} reason={}", quoted(self.function), self.status, self.reason)

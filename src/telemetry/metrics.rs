@@ -267,7 +267,7 @@ impl Metrics {
             connections_refused: counters(
                 r,
                 "streamgate_connections_refused_total",
-                "Browser connections that there was no room for: `listen.max_connections` (closed at once) or open files of the process (answered 503).",
+                "Connections that were not served, by reason: `max_connections` and `files` had no room (closed at once; answered 503), `proxy_protocol` was without its header.",
                 &["reason"],
             ),
             tls_failed: counters(
@@ -296,7 +296,7 @@ impl Metrics {
         for (counters, labels) in [
             (&metrics.session_ends, &Reason::ALL.map(Reason::name)[..]),
             (&metrics.reloads, &["ok", "failed"]),
-            (&metrics.connections_refused, &["max_connections", "files"]),
+            (&metrics.connections_refused, &["max_connections", "files", "proxy_protocol"]),
             (&metrics.tls_failed, &["error", "left", "timeout"]),
             (&metrics.rejections, &Code::ALL.iter().map(Code::as_str).collect::<Vec<_>>()),
         ] {

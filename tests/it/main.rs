@@ -28,6 +28,7 @@ mod messages;
 mod modules;
 mod oidc;
 mod plugins;
+mod proxies;
 mod reload;
 mod replicas;
 mod resume;

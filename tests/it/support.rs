@@ -2,6 +2,7 @@
 
 pub mod chromium;
 pub mod gateway;
+pub mod haproxy;
 pub mod life;
 pub mod log;
 pub mod oidc;

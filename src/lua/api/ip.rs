@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mlua::{LuaString, Table};
 
+use crate::config::network;
 use crate::lua::api::{misuse, module, object};
-use crate::policy::network;
 
 /// Some networks.
 pub(crate) struct IpSet(Vec<IpNet>);
