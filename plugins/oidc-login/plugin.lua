@@ -9,6 +9,7 @@ local cookie = require "streamgate.cookie"
 local crypto = require "streamgate.crypto"
 local json = require "streamgate.json"
 local kv = require "streamgate.kv"
+local log = require "streamgate.log"
 local time = require "streamgate.time"
 
 local attempts = require "attempt"
@@ -141,9 +142,11 @@ local function session_of(request, conf)
   return session
 end
 
---- Signing out is remembered as long as the session would have lasted: a copy of its cookie must not outlive it.
+--- Signing out is remembered as long as the session would have lasted: a copy of its cookie must not outlive it. The
+--- second value is there when nobody can say.
 local function is_signed_out(id)
-  return kv.get("signed-out/" .. id) ~= nil
+  local noted, reason = kv.get("signed-out/" .. id)
+  return noted ~= nil, reason
 end
 
 --- Sends the browser to the provider.
@@ -154,6 +157,13 @@ local function begin(request, conf, back_to)
   end
   local attempt, cookies = attempts.begin(request, conf, local_path(back_to))
   return go_to(request, 302, provider.authorization_url(conf, document, attempt), cookies)
+end
+
+--- A claim, or nil where it is null.
+local function present(claim)
+  if claim ~= json.null then
+    return claim
+  end
 end
 
 local function is_scalar(value)
@@ -183,12 +193,14 @@ local function is_list_of_strings(value)
   if type(value) ~= "table" then
     return false
   end
-  for _, item in ipairs(value) do
+  local n = 0
+  for _, item in pairs(value) do
+    n = n + 1
     if type(item) ~= "string" then
       return false
     end
   end
-  return true
+  return n == #value
 end
 
 --- Who the claims say it is: id and attributes, or nil when they do not say it in a form that can be used.
@@ -200,15 +212,22 @@ local function identity(conf, claims)
   if id:find "%c" or id:find "\xc2[\x80-\x9f]" then -- control characters, those of Latin-1 in UTF-8 included
     return nil
   end
-  if conf.id_claim == "email" and claims.email_verified == false then
+  local verified = present(claims.email_verified)
+  if conf.id_claim == "email" and verified ~= nil and verified ~= true and verified ~= "true" then
     return nil -- anybody can say that an address is his
   end
   local attributes = {}
   for _, name in ipairs(conf.claims) do
-    attributes[name] = attribute(claims[name])
-  end
-  if attributes.functions ~= nil and not is_list_of_strings(attributes.functions) then
-    return nil -- without it, all functions would be allowed
+    if name == "functions" then
+      -- Whoever has no list may use all functions of the configuration, so one that is missing is an empty one.
+      local functions = present(claims.functions) or json.array {}
+      if not is_list_of_strings(functions) then
+        return nil
+      end
+      attributes.functions = json.array(functions)
+    else
+      attributes[name] = attribute(claims[name])
+    end
   end
   return id, attributes
 end
@@ -231,7 +250,8 @@ local function finish(request, conf)
   local function refuse(code)
     return request:reject(code, with_cookies({ ["cache-control"] = "no-store" }, { used_up }))
   end
-  if not attempts.use(conf, attempt) then
+  -- What has no code redeems nothing, and anybody could fill the store with it.
+  if request:parameter "code" and not attempts.use(conf, attempt) then
     return refuse "oidc.attempt_unknown"
   end
 
@@ -280,8 +300,11 @@ local function sign_out(request, conf)
   end
 
   local session = session_of(request, conf)
-  if session then
-    kv.set("signed-out/" .. session.id, "1", session.ends - time.now())
+  if session and not kv.set("signed-out/" .. session.id, "1", session.ends - time.now()) then
+    log.warn "A sign-out could not be noted: a copy of its cookie stays good until its end."
+    if conf.on_unavailable == "reject" then
+      return request:reject "oidc.store_away"
+    end
   end
   local cookies = { session_cookie(conf, "", 0) }
   local hint = session and session.id_token or nil
@@ -314,7 +337,13 @@ function M.authenticate(request, conf)
   end
 
   local session = session_of(request, conf)
-  local signed_out = session and is_signed_out(session.id)
+  local signed_out, unknown
+  if session then
+    signed_out, unknown = is_signed_out(session.id)
+  end
+  if unknown and conf.on_unavailable == "reject" then
+    return request:reject "oidc.store_away"
+  end
   if session and not signed_out then
     local principal = copy(session.attributes)
     principal.id = session.principal
@@ -345,7 +374,7 @@ function M.session_tick(request, _, _)
   if login.ends <= time.now() then
     return request:reject "oidc.session_over"
   end
-  if is_signed_out(login.id) then
+  if (is_signed_out(login.id)) then
     return request:reject "oidc.signed_out"
   end
 end

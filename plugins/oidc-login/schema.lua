@@ -105,6 +105,12 @@ return {
       default = false,
       doc = "Whether the cookie keeps the ID token, if it fits, as the hint that some providers want for signing out.",
     },
+    on_unavailable = {
+      type = "string",
+      choices = { "allow", "reject" },
+      default = "allow",
+      doc = "What becomes of requests while the plugins' store cannot say who has signed out: they pass, or are refused.",
+    },
     after_logout = {
       type = "string",
       doc = "URL to go to after signing out, registered at the provider. Absent: the provider's page, or a plain one.",
@@ -131,6 +137,10 @@ return {
     },
     ["oidc.provider_refused"] = { status = 502, message = "The identity provider did not complete the sign-in." },
     ["oidc.token_invalid"] = { status = 502, message = "The identity provider's answer is not valid." },
+    ["oidc.store_away"] = {
+      status = 503,
+      message = "It cannot be found out now whether you have signed out. Try again in a moment.",
+    },
     ["oidc.provider_away"] = {
       status = 503,
       message = "The identity provider cannot be reached. Try again in a moment.",

@@ -735,6 +735,8 @@ return spec.plugin("oidc-login", settings, function(it)
       { email = "a\u{85}b" },
       { email = ("x"):rep(257) },
       { email = "ada@a.example", email_verified = false },
+      { email = "ada@a.example", email_verified = "false" },
+      { email = "ada@a.example", email_verified = 0 },
     } do
       provider {}
       spec.rejected(sign_in(by_email, claims), "oidc.identity_missing")
@@ -757,9 +759,14 @@ return spec.plugin("oidc-login", settings, function(it)
       functions = { "f00d" },
     })
     spec.set(fetch(other, cookies), "principal", { id = "ada", level = 3, is_admin = true, functions = { "f00d" } })
-    for _, functions in ipairs { "all", 7, { 7 } } do
+    for _, functions in ipairs { "all", 7, { 7 }, { a = "f00d" }, { { "f00d" } }, { "f00d", { "f00e" } } } do
       provider {}
       spec.rejected(sign_in(other, { functions = functions }), "oidc.identity_missing")
+    end
+    -- Whoever has no list of its own could use all functions.
+    for _, none in ipairs { {}, { functions = json.null }, { functions = json.array {} } } do
+      local nobody = signed_in(other, none)
+      spec.equal(#fetch(other, nobody).set.principal.functions, 0)
     end
   end)
 

@@ -127,7 +127,8 @@ end
 function M.log(request, response, conf)
   local function_id = request:get "session-limit"
   local holder = function_id and request:session_id()
-  if holder and response:status() ~= 101 then
+  local code = response:code() -- a refusal by a Close frame has the status 101 too
+  if holder and (response:status() ~= 101 or (code and code ~= "resumed")) then
     release(leases(request, function_id, conf), holder)
   end
 end

@@ -56,9 +56,13 @@ return spec.plugin("session-limit", { per_principal = 2 }, function(it)
     local set = { ["session-limit"] = out.set["session-limit"] }
     local request = { websocket = true, principal = { id = "ada" }, session_id = "s1", set = set }
     plugin:log { request = request, status = 101 }
+    plugin:log { request = request, status = 101, code = "resumed" }
     spec.rejected(open(plugin, "ada", "s3"), "sessions.too_many")
     plugin:log { request = request, status = 502, code = "upstream.unreachable" }
     spec.passed(open(plugin, "ada", "s3"))
+    request.session_id = "s2"
+    plugin:log { request = request, status = 101, code = "upstream.limit" } -- told by a Close frame
+    spec.passed(open(plugin, "ada", "s4"))
   end)
 
   it("gives nothing back for a request that took nothing", function(plugin)

@@ -10,6 +10,7 @@ use streamgate::clock::Clock;
 
 use crate::support::gateway::Builder;
 use crate::support::oidc::{AUDIENCE, Browser, CLIENT_SECRET, Fetches, ORIGIN, Provider};
+use crate::support::redis::Redis;
 use crate::support::upstream::Act;
 use crate::support::{Answer, Client, Gateway, TOKEN, Upstream, log, soon};
 
@@ -225,6 +226,43 @@ async fn an_answer_of_the_provider_is_good_once_and_only_in_the_browser_that_ask
     let page = Browser::new(gateway.address()).open(&format!("{ORIGIN}/")).await;
     assert_eq!(told(&page.answer), (403, "oidc.denied".into()));
     assert!(!page.answer.text().contains("<b>"), "the provider's text is not ours: {}", page.answer.text());
+}
+
+#[tokio::test]
+async fn while_nobody_can_say_who_has_signed_out_requests_pass_or_are_refused() {
+    let (provider, upstream) = (Provider::start().await, Upstream::that(Act::Mirror).await);
+    let redis = Redis::start().await;
+    let store = format!("[plugins]\nstore = \"redis://{}\"", redis.address);
+    let start = async |more: &str| {
+        let chain = login_chain(&provider, &format!("{CONFIDENTIAL}, provider_logout = false{more}"));
+        let gateway = with_login(&upstream, &chain).with(&store).start().await;
+        let mut browser = Browser::new(gateway.address());
+        assert_eq!(told(&browser.open(&format!("{ORIGIN}/")).await.answer), (200, "ada".into()));
+        (gateway, browser)
+    };
+    let (_strict, mut of_strict) = start(", on_unavailable = \"reject\"").await;
+    let (_open, mut of_open) = start("").await;
+    let address = redis.kill().await;
+    let away = (503, "oidc.store_away".to_owned());
+    assert_eq!(told(&of_strict.fetch("/data").await), away);
+    assert_eq!(told(&of_strict.fetch("/oidc/logout").await), away);
+    assert_eq!(told(&of_open.fetch("/data").await), (200, "ada".into()));
+    let copy = of_open.clone();
+    assert_eq!(of_open.fetch("/oidc/logout").await.status, 200);
+    assert!(of_open.cookies("__Host-").is_empty(), "this browser has signed out");
+    assert_eq!(log::lines_with("A sign-out could not be noted").len(), 2);
+
+    let _redis = Redis::at(address).await.expect("its port is still free");
+    let back = async {
+        while told(&of_strict.fetch("/data").await) == away {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the store", back).await;
+    assert_eq!(told(&{ copy }.fetch("/data").await), (200, "ada".into()), "nobody has noted it");
+    let mut copy = of_strict.clone();
+    assert_eq!(of_strict.fetch("/oidc/logout").await.status, 200);
+    assert_eq!(told(&copy.fetch("/data").await), (401, "oidc.signed_out".into()));
 }
 
 #[tokio::test]
