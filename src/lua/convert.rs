@@ -1,6 +1,6 @@
 //! Values on their way into a VM and out of it.
 
-use mlua::{IntoLua, Lua, Table, Value};
+use mlua::{IntoLua, Lua, LuaString, Table, Value};
 use serde_json::Value as Json;
 
 use crate::config::{self, Node, Place};
@@ -10,14 +10,21 @@ use crate::policy::{Principal, Setting, Settings};
 /// How deep a value may be nested.
 const DEEPEST: usize = 16;
 
-/// Most entries of a table that a script hands over.
-const MOST: usize = 1024;
+/// Most entries of all tables of a value that a script hands over, and most bytes of its strings.
+const MOST: Room = Room { n_entries: 1024, n_bytes: 1 << 20 };
 
 /// How deep the JSON of other programs may be nested.
 pub(crate) const DEEPEST_JSON: usize = 32;
 
-/// Most entries of a table that becomes JSON for other programs.
-const MOST_JSON: usize = 100_000;
+/// The same of what becomes JSON for other programs.
+const MOST_JSON: Room = Room { n_entries: 100_000, n_bytes: 1 << 20 };
+
+/// How much of a value may still come: a script can write the same table a thousand times into another.
+#[derive(Clone, Copy)]
+struct Room {
+    n_entries: usize,
+    n_bytes: usize,
+}
 
 /// A plugin's settings, as the table `conf`.
 pub(crate) fn settings(lua: &Lua, settings: &Settings) -> mlua::Result<Table> {
@@ -131,15 +138,15 @@ const ARRAY: &str = "streamgate.array";
 
 /// A script's value as JSON. Functions and the like are errors; so is what is too deep or too large.
 pub(crate) fn to_json(value: &Value) -> Result<Json, String> {
-    to_json_within(value, DEEPEST, MOST)
+    to_json_within(value, DEEPEST, &mut MOST.clone())
 }
 
 /// The same for other programs: much larger.
 pub(crate) fn to_json_of_any_size(value: &Value) -> Result<Json, String> {
-    to_json_within(value, DEEPEST_JSON, MOST_JSON)
+    to_json_within(value, DEEPEST_JSON, &mut MOST_JSON.clone())
 }
 
-fn to_json_within(value: &Value, depth: usize, most: usize) -> Result<Json, String> {
+fn to_json_within(value: &Value, depth: usize, room: &mut Room) -> Result<Json, String> {
     Ok(match value {
         Value::Nil => Json::Null,
         it if *it == Value::NULL => Json::Null,
@@ -147,21 +154,19 @@ fn to_json_within(value: &Value, depth: usize, most: usize) -> Result<Json, Stri
         Value::Integer(it) => (*it).into(),
         Value::Number(it) if !it.is_finite() => return Err(format!("the number {it}")),
         Value::Number(it) => (*it).into(),
-        Value::String(it) => it.to_str().map_err(|_| "a string that is not UTF-8")?.to_owned().into(),
+        Value::String(it) => room.text(it).map_err(|it| format!("a string {it}"))?.into(),
         Value::Table(table) if depth > 0 => {
             let is_array = table.metatable().is_some_and(|it| it.raw_get(ARRAY).unwrap_or(false));
             let mut items = Vec::new();
             let mut entries = serde_json::Map::new();
             for pair in table.clone().pairs::<Value, Value>() {
                 let (key, value) = pair.map_err(|it| it.to_string())?;
-                if items.len() + entries.len() == most {
-                    return Err(format!("a table with more than {most} entries"));
-                }
-                let value = to_json_within(&value, depth - 1, most)?;
+                room.entry()?;
+                let value = to_json_within(&value, depth - 1, room)?;
                 match key {
                     Value::Integer(key) if key == items.len() as i64 + 1 => items.push(value),
                     Value::String(key) => {
-                        let key = key.to_str().map_err(|_| "a key that is not UTF-8")?.to_owned();
+                        let key = room.text(&key).map_err(|it| format!("a key {it}"))?;
                         entries.insert(key, value);
                     }
                     _ => return Err("a table whose keys are neither names nor 1 to n".into()),
@@ -178,6 +183,21 @@ fn to_json_within(value: &Value, depth: usize, most: usize) -> Result<Json, Stri
     })
 }
 
+impl Room {
+    fn entry(&mut self) -> Result<(), String> {
+        let left =
+            self.n_entries.checked_sub(1).ok_or("a table that has too many entries, with those in it")?;
+        self.n_entries = left;
+        Ok(())
+    }
+
+    fn text(&mut self, text: &LuaString) -> Result<String, &'static str> {
+        let left = self.n_bytes.checked_sub(text.as_bytes().len());
+        self.n_bytes = left.ok_or("that is more than 1 MiB, with the others")?;
+        Ok(text.to_str().map_err(|_| "that is not UTF-8")?.to_owned())
+    }
+}
+
 /// A principal as plugins have it: a table with `id`, `functions` when it has its own, and its attributes.
 pub(crate) fn principal(lua: &Lua, principal: &Principal) -> mlua::Result<Table> {
     let table = object(lua, &principal.attributes)?;
@@ -192,14 +212,13 @@ pub(crate) fn principal(lua: &Lua, principal: &Principal) -> mlua::Result<Table>
 pub(crate) fn to_principal(value: &Value) -> Result<Principal, String> {
     let Value::Table(table) = value else { return Err("expected a table with an `id`".into()) };
     let (mut id, mut functions, mut attributes) = (None, None, serde_json::Map::new());
+    let room = &mut MOST.clone();
     for pair in table.clone().pairs::<Value, Value>() {
         let (key, value) = pair.map_err(|it| it.to_string())?;
         let Value::String(key) = key else { return Err("expected a table with an `id`".into()) };
-        if attributes.len() == MOST {
-            return Err(format!("a table with more than {MOST} entries"));
-        }
-        let key = key.to_str().map_err(|_| "a key that is not UTF-8")?;
-        let value = to_json_within(&value, DEEPEST - 1, MOST)?;
+        room.entry()?;
+        let key = room.text(&key).map_err(|it| format!("a key {it}"))?;
+        let value = to_json_within(&value, DEEPEST - 1, room)?;
         match (&*key, value) {
             ("id", Json::String(it)) => id = Some(it),
             ("id", _) => break,

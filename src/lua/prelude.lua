@@ -12,7 +12,7 @@ local co_create, co_resume, co_yield, co_close = stock.coroutine.create, stock.c
 local concat, insert, move, remove, sort, pack, unpack =
   stock.table.concat, stock.table.insert, stock.table.move, stock.table.remove, stock.table.sort, stock.table.pack, stock.table.unpack
 local integer = stock.math.tointeger
-local rep, tostring = stock.string.rep, stock.tostring
+local rep, tonumber, tostring = stock.string.rep, stock.tonumber, stock.tostring
 
 --- Elements of a table that a C function may go over: some tens of microseconds.
 local FEW = 10000
@@ -71,11 +71,15 @@ M.string = copy(stock.string, { "dump" })
 M.string.find, M.string.match, M.string.gmatch, M.string.gsub = pattern.find, pattern.match, pattern.gmatch, pattern.gsub
 
 function M.string.rep(s, n, separator)
-  local size = #tostring(s) + #(separator or "")
-  if type(n) == "number" and n * size > LONGEST then
-    error("string.rep: the result is longer than " .. LONGEST .. " bytes", 2)
+  local times, size = integer(tonumber(n)), #tostring(s) + #tostring(separator or "")
+  if times and times > 0 then
+    if size == 0 then
+      return "" -- as often as it may be: C would go on and on
+    elseif times > LONGEST // size then
+      error("string.rep: the result is longer than " .. LONGEST .. " bytes", 2)
+    end
   end
-  return rep(s, n, separator)
+  return rep(s, times or n, separator)
 end
 
 --- Whether C may go over the whole table: it is small, and no access reaches a metatable.

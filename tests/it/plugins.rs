@@ -233,7 +233,7 @@ async fn a_memory_bomb_costs_its_own_request_alone() {
     let bomb = "local kept = {}\nreturn { authenticate = function(request)\n  if request:path() == \"/bomb\" then\n    local s = \"x\"\n    while true do s = s .. s; kept[#kept + 1] = s end\n  end\nend }";
     let gateway = Gateway::in_front_of(&upstream)
         .env("STREAMGATE_WORKERS", "1")
-        .with("[plugins]\npaths = [\"plugins\"]")
+        .with("[plugins]\npaths = [\"plugins\"]\nbudget = \"10s\"")
         .plugin("bomb", &schema("authenticate"), bomb)
         .chain("\"bomb\"")
         .start()
