@@ -5,7 +5,7 @@
 
 ---The table that `plugin.lua` returns.
 ---@class streamgate.Plugin
----@field configure? fun(conf: any): any
+---@field configure? fun(conf: any, step: { id: string, timeout: number }): any
 ---@field self_test? fun(conf: any)
 ---@field init? fun(conf: any)
 ---@field on_request? fun(request: streamgate.Request, conf: any): streamgate.Decision?
@@ -131,7 +131,8 @@ local upstream = {}
 ---@return string?
 function upstream:header(name) end
 
----Sets a header, in place of all of that name. The headers that NVCF reads (`authorization`, `function-id` and
+---Sets a header, in place of all of that name, and of those whose name differs in `-` and `_` alone: some servers read
+---them as one. The headers that NVCF reads (`authorization`, `function-id` and
 ---their like) and those of the connection are the gateway's own.
 ---@param name string
 ---@param value string
@@ -142,7 +143,7 @@ function upstream:set_header(name, value) end
 ---@param value string
 function upstream:add_header(name, value) end
 
----Takes out all headers of that name.
+---Takes out all headers of that name, and those whose name differs in `-` and `_` alone.
 ---@param name string
 function upstream:remove_header(name) end
 

@@ -48,7 +48,7 @@ local function read_file(users, text)
   end
 end
 
-function M.configure(conf)
+function M.configure(conf, step)
   local users = {}
   for user, hash in pairs(conf.users) do
     add(users, "users", user, hash)
@@ -72,6 +72,7 @@ function M.configure(conf)
     fingerprints = fingerprints,
     decoy = users[names[1]],
     remember = conf.remember,
+    slot = step.id,
     challenge = ('Basic realm="%s", charset="UTF-8"'):format((conf.realm:gsub('[\\"]', "\\%0"))),
   }
 end
@@ -124,15 +125,15 @@ function M.authenticate(request, conf)
     return request:reject("auth.wrong_password", { ["www-authenticate"] = conf.challenge })
   end
   request:set("principal", { id = user })
-  request:set("basic-auth", conf.fingerprints[user])
+  request:set(conf.slot, conf.fingerprints[user])
 end
 
 --- Ends a session whose user was removed or has another password now.
 --- @param request streamgate.Request
 function M.session_tick(request, _, conf)
-  local fingerprint = request:get "basic-auth"
+  local fingerprint = request:get(conf.slot)
   if not fingerprint then
-    return -- it was another plugin that let the browser in
+    return -- it was another step that let the browser in
   end
   if conf.fingerprints[request:get("principal").id] ~= fingerprint then
     return request:reject "auth.changed_password"

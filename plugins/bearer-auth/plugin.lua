@@ -5,6 +5,10 @@ local token = require "streamgate.token"
 
 local M = {}
 
+function M.configure(conf, step)
+  return { tokens = conf.tokens, realm = conf.realm, slot = step.id }
+end
+
 local function is_over(principal)
   return principal.expires and principal.expires <= time.now()
 end
@@ -24,15 +28,15 @@ function M.authenticate(request, conf)
   end
 
   request:set("principal", principal)
-  request:set("bearer-auth", conf.tokens:key(presented))
+  request:set(conf.slot, conf.tokens:key(presented))
 end
 
 --- Ends a session whose token was withdrawn or has expired.
 --- @param request streamgate.Request
 function M.session_tick(request, _session, conf)
-  local key = request:get "bearer-auth"
+  local key = request:get(conf.slot)
   if not key then
-    return -- it was another plugin that let the browser in
+    return -- it was another step that let the browser in
   end
   local principal = conf.tokens:find_key(key)
   if not principal or principal.id ~= request:get("principal").id then

@@ -180,7 +180,7 @@ local function principal_of(answer, conf)
   return principal
 end
 
-function M.configure(conf)
+function M.configure(conf, step)
   for _, name in ipairs(conf.send_headers) do
     if own[name] then
       error(("send_headers: %s is not the browser's to say"):format(name), 0)
@@ -209,8 +209,10 @@ function M.configure(conf)
   table.sort(kept)
   conf.kept = kept
   conf.scope = conf.url .. "\n" .. table.concat(kept, ",")
-  -- Two steps of a chain may ask two services.
-  conf.slot = "forward-auth " .. base64url.encode(crypto.sha256(conf.scope)):sub(1, 11)
+  conf.slot = step.id
+  if conf.request_timeout >= step.timeout then
+    error(("request_timeout: the step itself may wait for %gs only: set its `timeout` to more"):format(step.timeout), 0)
+  end
   return conf
 end
 

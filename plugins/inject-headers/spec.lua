@@ -22,6 +22,17 @@ return spec.plugin("inject-headers", settings, function(it)
     spec.upstream(out, "x-tenant", "acme")
   end)
 
+  it("leaves no header that a server could read as one of them", function(plugin)
+    local browser = { x_tenant = "forged", ["x-tenant_id"] = "7", ["X_Via"] = "forged" }
+    local out = plugin:request { headers = browser, principal = { id = "ada", tenant = "acme" } }
+    spec.upstream(out, "x-tenant", "acme")
+    spec.upstream(out, "x_tenant", nil)
+    spec.upstream(out, "x_via", nil)
+    spec.upstream(out, "x-tenant_id", "7")
+    out = plugin:request { headers = browser }
+    spec.upstream(out, "x_tenant", nil)
+  end)
+
   it("takes headers out", function(plugin)
     local out = plugin:request { headers = { referer = "https://app.example/secret", accept = "*/*" } }
     spec.upstream(out, "referer", nil)

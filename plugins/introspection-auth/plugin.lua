@@ -216,7 +216,7 @@ local function principal_of(known, conf)
   return principal
 end
 
-function M.configure(conf)
+function M.configure(conf, step)
   for _, scope in ipairs(conf.scopes) do
     if scope == "" or scope:find '[^!-~]' or scope:find '["\\]' then -- RFC 6749 section 3.3
       error("scopes: expected names without spaces and quotes", 0)
@@ -227,6 +227,10 @@ function M.configure(conf)
       error(("attributes: `%s` comes from `%s`"):format(name, name == "id" and "principal" or "functions_claim"), 0)
     end
   end
+  if conf.request_timeout >= step.timeout then
+    error(("request_timeout: the step itself may wait for %gs only: set its `timeout` to more"):format(step.timeout), 0)
+  end
+  conf.slot = step.id
   -- What is kept of an answer depends on these.
   local parts = { conf.url, conf.client_id, conf.principal, conf.functions_claim or "", table.unpack(conf.attributes) }
   conf.scope = table.concat(parts, "\n")
@@ -267,15 +271,15 @@ function M.authenticate(request, conf)
   request:set("principal", principal)
   if request:is_websocket() then
     -- It has to be asked about again while the session is open, and is not kept in the open.
-    request:set("introspection-auth", { token = crypto.seal(conf.key, presented), exp = known.exp })
+    request:set(conf.slot, { token = crypto.seal(conf.key, presented), exp = known.exp })
   end
 end
 
 --- Ends a session whose token has expired or was withdrawn.
 function M.session_tick(request, _, conf)
-  local kept = request:get "introspection-auth"
+  local kept = request:get(conf.slot)
   if not kept then
-    return -- it was another plugin that let the browser in
+    return -- it was another step that let the browser in
   end
   local presented = crypto.open(conf.key, kept.token)
   local known = presented and look_up(presented, conf)

@@ -407,6 +407,8 @@ return spec.plugin("introspection-auth", settings, function(it)
       spec.refused(all, message)
     end
     spec.refused({ client_id = "a", client_secret = "env:CLIENT" }, "url")
+    local slow = { url = url, client_id = "a", client_secret = "env:CLIENT", request_timeout = "60s" }
+    spec.refused(slow, "the step itself may wait for 60s only")
     spec.refused({ url = url, client_secret = "env:CLIENT" }, "client_id")
     spec.refused({ url = url, client_id = "a" }, "client_secret")
     refused({ url = "id.example" }, "url")

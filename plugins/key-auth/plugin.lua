@@ -5,9 +5,14 @@ local time = require "streamgate.time"
 
 local M = {}
 
-function M.configure(conf)
+function M.configure(conf, step)
   local realm = conf.realm:gsub('[\\"]', "\\%0")
-  return { keys = conf.keys, places = place.parse_all(conf.from), challenge = ('ApiKey realm="%s"'):format(realm) }
+  return {
+    keys = conf.keys,
+    places = place.parse_all(conf.from),
+    challenge = ('ApiKey realm="%s"'):format(realm),
+    slot = step.id,
+  }
 end
 
 local function is_over(principal)
@@ -28,7 +33,7 @@ function M.authenticate(request, conf)
   end
 
   request:set("principal", principal)
-  request:set("key-auth", conf.keys:key(presented))
+  request:set(conf.slot, conf.keys:key(presented))
 end
 
 function M.upstream_request(_, upstream, conf)
@@ -38,9 +43,9 @@ end
 --- Ends a session whose key was withdrawn or has expired.
 --- @param request streamgate.Request
 function M.session_tick(request, _, conf)
-  local name = request:get "key-auth"
+  local name = request:get(conf.slot)
   if not name then
-    return -- it was another plugin that let the browser in
+    return -- it was another step that let the browser in
   end
   local principal = conf.keys:find_key(name)
   if not principal or principal.id ~= request:get("principal").id then

@@ -10,7 +10,7 @@ use crate::gateway::cookie::Ticket;
 use crate::gateway::directory::{Directory, Found, SessionId};
 use crate::gateway::head::RequestHead;
 use crate::gateway::worker::Worker;
-use crate::policy::{Chain, Exchange, Function, Offer, Phase, RESUME_TOKEN, Stop, passed_on};
+use crate::policy::{Chain, Exchange, Function, Offer, Phase, RESUME_TOKEN, Stop};
 use crate::rejection::{Code, Rejection};
 
 const FUNCTION_ID: HeaderName = HeaderName::from_static("function-id");
@@ -181,7 +181,7 @@ pub(crate) async fn upstream_headers(
     seat: &Seat,
 ) -> Result<(), Stop> {
     exchange.session.id = Some(seat.session.public_name());
-    exchange.upstream = passed_on(&exchange.headers);
+    exchange.begin_upstream();
     chain.run(Phase::UpstreamRequest, exchange, &worker.watch).await
 }
 

@@ -394,7 +394,7 @@ pub(crate) fn page() -> String {
     page += "\nA phase function returns nothing to continue, or what `request:reject` and `request:respond` give.\n\
              A function that is called in a phase that does not allow it raises an error that says where it is allowed.\n\
              In the phases of a session the headers of the request are gone; what was `set` is there.\n\n\
-             Two more functions of a plugin run while it is loaded: `configure(conf)`, which may return another `conf` for the phases, and `self_test(conf)`. An error of theirs refuses the configuration.\n";
+             Two more functions of a plugin run while it is loaded: `configure(conf, step)`, which may return another `conf` for the phases, and `self_test(conf)`. An error of theirs refuses the configuration. `step.id` is the id of the step in its chain, under which a plugin keeps with the request what another step of the same plugin must not take for its own; `step.timeout` is how long it may wait, in seconds.\n";
     for Handle { name: handle, doc, functions, dot } in handles() {
         let code = if dot == '.' { format!("streamgate.{handle}") } else { handle.to_owned() };
         writeln!(page, "\n## `{code}`\n\n{doc}").expect(write);
@@ -442,7 +442,7 @@ fn plugin_class() -> String {
     let mut class = String::from(
         "---The table that `plugin.lua` returns.\n\
          ---@class streamgate.Plugin\n\
-         ---@field configure? fun(conf: any): any\n\
+         ---@field configure? fun(conf: any, step: { id: string, timeout: number }): any\n\
          ---@field self_test? fun(conf: any)\n",
     );
     for phase in Phase::ALL {

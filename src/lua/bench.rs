@@ -26,7 +26,7 @@ use crate::lua::loader::{Plugin, located, plan};
 use crate::lua::vm::{Instance, Vm};
 use crate::policy::{
     Answer, Decision, Exchange, Failure, Message, Phase, Policy as _, References, ResponseHead, SessionFacts,
-    Side, Uncounted, passed_on,
+    Side, Uncounted,
 };
 use crate::store::Store;
 
@@ -165,8 +165,7 @@ impl Runner {
         );
         let vm = Vm::new(MEMORY, CALL, kit).map_err(|it| problem(describe(&it).detail))?;
         let planned = plan(plugin, step, from, PATIENCE)?;
-        let instance = Instance::new(&vm, &plugin.bundle, &plugin.schema, &planned.settings);
-        let instance = instance.map_err(|it| located(&step.place, &step.plugin, it))?;
+        let instance = planned.instance(&vm).map_err(|it| located(&step.place, &step.plugin, it))?;
         Ok(Runner { vm, instance, logged, runtime: Rc::clone(runtime) })
     }
 
@@ -259,7 +258,7 @@ fn outcome(answer: Result<Decision, Failure>) -> Result<String, Failure> {
 /// What the gateway has done before a phase.
 fn approach(phase: Phase, exchange: &mut Exchange) {
     match phase {
-        Phase::UpstreamRequest => exchange.upstream = passed_on(&exchange.headers),
+        Phase::UpstreamRequest => exchange.begin_upstream(),
         Phase::ResponseHeaders => {
             let headers = [("content-type", "application/json"), ("content-length", "2")];
             let headers: HeaderMap = headers

@@ -118,6 +118,19 @@ impl Keys {
         self.sets.get(url, &self.clock, fetch, has_key, read).await
     }
 
+    /// Other keys at this URL than these, with which a signature was found wrong: keys without names change without a sign.
+    /// Fetches as seldom as [`Keys::get`] does for a name that nobody knows, and fails like it.
+    pub(crate) async fn renewed<F: Fetch>(
+        &self,
+        url: &str,
+        old: &Arc<KeySet>,
+        fetch: &F,
+    ) -> Result<Arc<KeySet>, Reason> {
+        let is_other = |set: &KeySet| !std::ptr::eq(set, Arc::as_ptr(old));
+        let read = |body: &[u8]| KeySet::from_jwks(body).map_err(|error| Failure(error.to_string()));
+        self.sets.get(url, &self.clock, fetch, is_other, read).await
+    }
+
     /// What the issuer with this URL says about itself. Fails with [`Reason::KeysUnavailable`].
     pub(crate) async fn discover<F: Fetch>(&self, issuer: &str, fetch: &F) -> Result<Arc<Discovery>, Reason> {
         let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
@@ -485,6 +498,26 @@ mod tests {
         }
         assert!(keys.get(URL, None, &provider).await.is_ok());
         assert_eq!(provider.n_fetches(), 2);
+    }
+
+    #[tokio::test]
+    async fn keys_with_which_a_signature_was_wrong_are_fetched_again_once_in_thirty_seconds() {
+        let (keys, clock) = cache();
+        let provider = Provider::answering(&["a"]);
+        let old = keys.get(URL, Some("a"), &provider).await.expect("keys");
+        assert_eq!(keys.renewed(URL, &old, &provider).await.err(), Some(Reason::UnknownKey));
+        assert_eq!(provider.n_fetches(), 1);
+        clock.advance(seconds(30));
+        let new = keys.renewed(URL, &old, &provider).await.expect("they came again");
+        assert_eq!(provider.n_fetches(), 2);
+        let shared = keys.renewed(URL, &old, &provider).await.expect("they are there already");
+        assert!(Arc::ptr_eq(&new, &shared));
+        assert!(keys.renewed(URL, &new, &provider).await.is_err());
+        assert_eq!(provider.n_fetches(), 2);
+        clock.advance(seconds(30));
+        provider.is_down();
+        assert_eq!(keys.renewed(URL, &new, &provider).await.err(), Some(Reason::KeysUnavailable));
+        assert!(keys.get(URL, Some("a"), &provider).await.is_ok(), "they serve on");
     }
 
     #[tokio::test]

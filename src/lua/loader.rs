@@ -230,13 +230,12 @@ impl Program {
                 let made = match &step.plugin.made_of {
                     Made::Broken => Ok(Box::new(Broken(name.clone())) as Box<dyn Policy>),
                     Made::Native(native) => native.instantiate(&step.settings),
-                    Made::Lua => Instance::new(&vm, &step.plugin.bundle, &step.plugin.schema, &step.settings)
-                        .map(|instance| -> Box<dyn Policy> {
-                            if step.plugin.schema.phases.contains(Phase::Init) {
-                                at_work.push(Rc::clone(&instance));
-                            }
-                            Box::new(instance)
-                        }),
+                    Made::Lua => step.instance(&vm).map(|instance| -> Box<dyn Policy> {
+                        if step.plugin.schema.phases.contains(Phase::Init) {
+                            at_work.push(Rc::clone(&instance));
+                        }
+                        Box::new(instance)
+                    }),
                 };
                 match made {
                     Ok(policy) => steps.push((step.alternative, step.with(policy))),
@@ -339,6 +338,12 @@ impl Program {
 }
 
 impl Step {
+    /// Its plugin at work in a VM.
+    pub(super) fn instance(&self, vm: &Rc<Vm>) -> Result<Rc<Instance>, String> {
+        let plugin = &self.plugin;
+        Instance::new(vm, &plugin.bundle, &plugin.schema, &self.settings, &self.id, self.timeout)
+    }
+
     /// The step of a worker's chain.
     pub(super) fn with(&self, policy: Box<dyn Policy>) -> policy::Step {
         policy::Step {

@@ -33,7 +33,7 @@ use crate::lua::vm::{Instance, Vm};
 use crate::lua::{convert, sandbox};
 use crate::policy::{
     self, Chain, Exchange, Message, Meters, Offer, Outcome, Phase, References, ResponseHead, SessionFacts,
-    Setting, Side, Stop, Watch, passed_on,
+    Setting, Side, Stop, Watch,
 };
 use crate::secret::Secret;
 use crate::store::Store;
@@ -203,7 +203,7 @@ fn harness(lua: &Lua, world: &Rc<World>) -> mlua::Result<Table> {
             let stop = of.runtime.block_on(async {
                 for phase in phases {
                     if phase == Phase::UpstreamRequest {
-                        exchange.upstream = passed_on(&exchange.headers);
+                        exchange.begin_upstream();
                     }
                     bench.chain.run(phase, &mut exchange, &bench.watch).await?;
                 }
@@ -500,8 +500,7 @@ impl Bench {
         for step in &steps {
             let plugin = world.find(&step.plugin).map_err(failed)?;
             let step = plan(&plugin, step, &from, TEST).map_err(failed)?;
-            let instance = Instance::new(&vm, &plugin.bundle, &plugin.schema, &step.settings);
-            let instance = instance.map_err(mlua::Error::runtime)?;
+            let instance = step.instance(&vm).map_err(mlua::Error::runtime)?;
             instances.push(Rc::clone(&instance));
             planned.push((None, step.with(Box::new(instance))));
         }

@@ -321,12 +321,15 @@ fn defined(file: &File, key: &str, function: Option<&Function>) -> String {
 
 impl Instance {
     /// Runs `plugin.lua` once, finds its phase functions, and lets it configure and test itself. The error begins with file
-    /// and line, unless the plugin itself says what is wrong with its settings.
+    /// and line, unless the plugin itself says what is wrong with its settings. `id` is that of its step in the chain, and
+    /// `timeout` how long it may wait in one phase.
     pub(super) fn new(
         vm: &Rc<Vm>,
         bundle: &Arc<Bundle>,
         schema: &Schema,
         settings: &Settings,
+        id: &str,
+        timeout: Duration,
     ) -> Result<Rc<Instance>, String> {
         let author = vm.author(&bundle.name, Hosts::of_settings(settings));
         let Code { functions, configure, self_test } = Code::read(vm, &author, bundle, schema)?;
@@ -334,7 +337,9 @@ impl Instance {
             .guarded(LOADING, || {
                 let mut conf = Value::Table(convert::settings(&vm.lua, settings)?);
                 if let Some(configure) = configure {
-                    match configure.call::<Value>(&conf)? {
+                    let step = vm.lua.create_table_from([("id", id)])?;
+                    step.raw_set("timeout", timeout.as_secs_f64())?;
+                    match configure.call::<Value>((&conf, step))? {
                         Value::Nil => {}
                         other => conf = other,
                     }

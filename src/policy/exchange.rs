@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 
-use crate::policy::{Message, Offer, Principal};
+use crate::policy::{Message, Offer, Principal, passed_on};
 
 /// One request and its response: what the browser said, what was found out, what goes upstream, what comes back.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub struct Exchange {
     pub vars: Vec<(String, serde_json::Value)>,
     /// The headers that go upstream, from `upstream_request` on.
     pub upstream: HeaderMap,
+    /// Whether a name among them has an underscore, which some servers read as a dash.
+    pub has_aliases: bool,
     /// The response, from `response_headers` on.
     pub response: ResponseHead,
     /// The code of the rejection, when the request was not served.
@@ -96,6 +98,7 @@ impl Default for Exchange {
             version: None,
             vars: Vec::new(),
             upstream: HeaderMap::new(),
+            has_aliases: false,
             response: ResponseHead::default(),
             code: None,
             session: SessionFacts::default(),
@@ -106,6 +109,12 @@ impl Default for Exchange {
 }
 
 impl Exchange {
+    /// Begins the request that goes upstream: with what the browser may say there.
+    pub(crate) fn begin_upstream(&mut self) {
+        self.upstream = passed_on(&self.headers);
+        self.has_aliases = self.upstream.keys().any(|it| it.as_str().contains('_'));
+    }
+
     /// The principal's id; `-` when nobody was authenticated.
     pub fn principal_id(&self) -> &str {
         self.principal.as_ref().map_or("-", |it| it.id.as_str())
@@ -124,13 +133,13 @@ impl Exchange {
         }
     }
 
-    /// The value of one cookie of the browser.
+    /// The value of one cookie of the browser; one that is not UTF-8 is none.
     pub fn cookie(&self, name: &str) -> Option<&str> {
         let lines = self.headers.get_all(http::header::COOKIE).iter();
+        // One of another application may have bytes of any kind, and hides none of the others.
         lines
-            .filter_map(|it| it.to_str().ok())
-            .flat_map(|it| it.split(';'))
-            .filter_map(|it| it.trim().split_once('='))
+            .flat_map(|it| it.as_bytes().split(|it| *it == b';'))
+            .filter_map(|it| str::from_utf8(it.trim_ascii()).ok()?.split_once('='))
             .find(|(key, _)| *key == name)
             .map(|(_, value)| value)
     }
@@ -146,5 +155,29 @@ impl Exchange {
         self.method == Method::OPTIONS
             && self.headers.contains_key(http::header::ORIGIN)
             && self.headers.contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use http::header::COOKIE;
+
+    use super::*;
+
+    #[test]
+    fn a_cookie_of_another_application_hides_none() {
+        let mut exchange = Exchange::default();
+        let lines: [&[u8]; 3] =
+            [b"name=Zo\xc3\xab; own=1;  next = 2 ;empty=", b"broken=\xff; own=3; last=4", b"="];
+        for line in lines {
+            exchange.headers.append(COOKIE, HeaderValue::from_bytes(line).expect("a value"));
+        }
+        assert_eq!(exchange.cookie("own"), Some("1"));
+        assert_eq!(exchange.cookie("name"), Some("Zo\u{eb}"));
+        assert_eq!(exchange.cookie("empty"), Some(""));
+        assert_eq!(exchange.cookie("last"), Some("4"));
+        assert_eq!(exchange.cookie("broken"), None);
+        assert_eq!(exchange.cookie("absent"), None);
     }
 }

@@ -88,6 +88,11 @@ pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
+/// Whether servers that make variables of headers read both names as one, though they are two.
+pub(crate) fn is_alias(name: &str, other: &str) -> bool {
+    name != other && dashed(name) == dashed(other)
+}
+
 /// A name as servers read it that make variables of headers: an underscore is a dash to them.
 fn dashed(name: &str) -> Cow<'_, str> {
     if name.contains('_') { name.replace('_', "-").into() } else { name.into() }

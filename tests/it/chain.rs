@@ -175,6 +175,50 @@ async fn a_session_of_one_alternative_is_not_ended_by_the_other() {
 }
 
 #[tokio::test]
+async fn two_steps_of_one_plugin_take_no_session_for_their_own_that_is_the_others() {
+    let clock = Clock::paused();
+    let mut upstream = Upstream::start().await;
+    let alternative = |plugin: &str, key: &str, file: &str| {
+        format!("{{ plugin = {plugin:?}, {key} = \"file:{file}.toml\" }}")
+    };
+    let chain = [
+        alternative("bearer-auth", "tokens", "one"),
+        alternative("bearer-auth", "tokens", "other"),
+        alternative("key-auth", "keys", "one"),
+        alternative("key-auth", "keys", "other"),
+    ];
+    let gateway = Gateway::in_front_of(&upstream)
+        .with("[sessions]\ntick = \"1s\"")
+        .file("one.toml", "[ada]\ntoken = \"token-of-ada-0\"")
+        .file("other.toml", "[bob]\ntoken = \"token-of-bob-0\"")
+        .chain(&format!("{{ any_of = [{}] }}", chain.join(", ")))
+        .on(&clock)
+        .start()
+        .await;
+    let mut clients = Vec::new();
+    for (name, value) in [
+        ("Authorization", "Bearer token-of-ada-0"),
+        ("Authorization", "Bearer token-of-bob-0"),
+        ("X-Api-Key", "token-of-ada-0"),
+        ("X-Api-Key", "token-of-bob-0"),
+    ] {
+        let (client, answer) = ask(&gateway, "/sign_in", &[(name, value)]).await;
+        assert_eq!(answer.status, 101, "{}", answer.text());
+        clients.push((client, upstream.leg().await));
+    }
+    gateway.until_metric("streamgate_sessions", &[("state", "attached")], 4.0);
+    clock.advance(Duration::from_secs(1));
+    for plugin in ["bearer-auth", "key-auth"] {
+        let labels = [("decision", "continue"), ("phase", "session_tick"), ("plugin", plugin)];
+        gateway.until_metric("streamgate_plugin_decisions_total", &labels, 8.0);
+    }
+    for (client, leg) in &mut clients {
+        client.send(&from_browser(1, b"still here")).await;
+        assert_eq!(leg.frame().await.expect("a frame").payload, b"still here");
+    }
+}
+
+#[tokio::test]
 async fn a_plugin_is_asked_when_its_conditions_hold() {
     let upstream = Upstream::that(Act::Mirror).await;
     let conditions = [

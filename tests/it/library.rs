@@ -117,6 +117,27 @@ async fn a_hundred_requests_wait_for_one_service_and_hold_up_nobody() {
     assert_eq!(answers, (0..100).map(|it| format!("200 {it}")).collect(), "each has an answer of its own");
 }
 
+#[tokio::test]
+async fn who_waited_for_an_answer_hears_too_that_there_is_none() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let mut service = Service::start().await;
+    let gateway = scribe(&upstream, &service.url("/"), 1).start().await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(sent(&gateway, "/cached").await);
+    }
+    let asked = service.asked().await;
+    assert_eq!(gateway.get("/vm", &[]).await.text(), "here", "all of them are at work");
+    drop(asked);
+    for mut client in clients {
+        assert_eq!(client.answer().await.text(), "broken");
+    }
+    assert!(service.asked_now().is_none(), "only one has asked");
+    let later = sent(&gateway, "/cached").await;
+    service.asked().await.answer(200, "well").await;
+    assert_eq!({ later }.answer().await.text(), "200 well", "nothing was kept");
+}
+
 /// Every function that waits, as it may be called.
 const WAITING: &[(&str, &str)] = &[
     ("time.sleep", "m.time.sleep(0)"),

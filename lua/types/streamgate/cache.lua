@@ -6,8 +6,8 @@
 local cache = {}
 
 ---The value that is kept under a key, or what `loader` returns, which is then kept for `ttl` seconds. Of those who ask
----at the same time one calls its loader, the others wait for it. What a loader returns besides, as `nil, reason`, is
----passed on and not kept.
+---at the same time one calls its loader, the others wait for it and get the same. What a loader returns besides, as
+---`nil, reason`, is passed on to them too, and not kept.
 ---@param key string
 ---@param ttl number
 ---@param loader function

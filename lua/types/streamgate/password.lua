@@ -5,7 +5,8 @@
 ---@class streamgate.Password
 local password = {}
 
----Whether a password is the one of which this hash was kept. A hash of another form is an error.
+---Whether a password is the one of which this hash was kept. A hash of another form is an error. As many as there are
+---cores are looked at at the same time, the others wait.
 ---@param password string
 ---@param hash string
 ---@return boolean

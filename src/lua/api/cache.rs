@@ -14,21 +14,24 @@ use crate::store::VALUE_MAX;
 
 /// The loaders that run, of all workers, so that one at a time asks for a key.
 #[derive(Default)]
-pub(crate) struct Flights(std::sync::Mutex<BTreeMap<Vec<u8>, Arc<Mutex<()>>>>);
+pub(crate) struct Flights(std::sync::Mutex<BTreeMap<Vec<u8>, Arc<Turn>>>);
+
+/// Whose turn it is to ask for a key, and with what reason the last one came back with nothing.
+type Turn = Mutex<Option<serde_json::Value>>;
 
 /// Somebody who asks for a key or waits for it, until the answer comes or nobody wants it any more.
 struct Flight<'a> {
     flights: &'a Flights,
     name: &'a [u8],
-    lock: Arc<Mutex<()>>,
+    lock: Arc<Turn>,
 }
 
 module! {
     "cache" "What need not be asked again for a while: values of JSON's kind, kept like those of `kv`.";
 
     /// The value that is kept under a key, or what `loader` returns, which is then kept for `ttl` seconds. Of those who ask
-    /// at the same time one calls its loader, the others wait for it. What a loader returns besides, as `nil, reason`, is
-    /// passed on and not kept.
+    /// at the same time one calls its loader, the others wait for it and get the same. What a loader returns besides, as
+    /// `nil, reason`, is passed on to them too, and not kept.
     #[example("local answer, reason = cache.get(key, 30, function() return ask(token) end)")]
     later fn get(lua, author, key: LuaString, ttl: f64, loader: Function) -> ((Value, Value), "any, any") {
         let name = [b"cache:", &checked("cache.get", &key)?[..]].concat();
@@ -41,14 +44,19 @@ module! {
             return Ok((convert::from_json(&lua, &value)?, Value::Nil));
         }
         let flight = kit.flights.enter(&name);
-        let turn = flight.lock.lock().await;
+        let mut turn = flight.lock.lock().await;
         let again: Option<serde_json::Value> = kept(kit.store.get(kit.monotonic(), &name).await.ok().flatten());
-        let result = match again {
-            Some(value) => Ok((convert::from_json(&lua, &value)?, Value::Nil)),
-            None => load(&author, &name, ttl, loader).await,
-        };
-        drop(turn);
-        result
+        if let Some(value) = again {
+            return Ok((convert::from_json(&lua, &value)?, Value::Nil));
+        }
+        if let Some(reason) = &*turn {
+            return Ok((Value::Nil, convert::from_json(&lua, reason)?)); // it was waited for, so it is no older than the question
+        }
+        let (value, reason) = load(&author, &name, ttl, loader).await?;
+        if value.is_nil() {
+            *turn = convert::to_json(&reason).ok();
+        }
+        Ok((value, reason))
     }
 
     /// Forgets what is kept under a key.

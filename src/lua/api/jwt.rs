@@ -47,11 +47,19 @@ module! {
             Ok(_) => return refused(Reason::Algorithm),
             Err(reason) => return refused(reason),
         };
-        let keys = match keys(&author, &options, peek.kid.as_deref(), &mut wanted).await? {
+        let kid = peek.kid.as_deref();
+        let known = match keys(&author, &options, kid, None, &mut wanted).await? {
             Ok(keys) => keys,
             Err(reason) => return refused(reason),
         };
-        match jose::verify(&token, &keys, &wanted) {
+        let mut verified = jose::verify(&token, &known, &wanted);
+        if matches!(verified, Err(Reason::Signature))
+            && known.is_vague(kid)
+            && let Ok(renewed) = keys(&author, &options, kid, Some(&known), &mut wanted).await?
+        {
+            verified = jose::verify(&token, &renewed, &wanted);
+        }
+        match verified {
             Ok(it) => Ok((
                 Some(convert::object(&lua, &it.claims)?),
                 Value::Table(convert::object(&lua, &it.header)?),
@@ -84,15 +92,24 @@ fn verification(author: &Author, options: &Table) -> mlua::Result<Verification> 
     })
 }
 
+/// The keys that the options name; others than `old`, where these are given.
 async fn keys(
     author: &Rc<Author>,
     options: &Table,
     kid: Option<&str>,
+    old: Option<&Arc<KeySet>>,
     wanted: &mut Verification,
 ) -> mlua::Result<Result<Arc<KeySet>, Reason>> {
     let text = |key: &str| options.raw_get::<Option<String>>(key);
     let secret = options.raw_get::<Option<LuaString>>("secret")?;
+    let fetched = async |url: &str, web: &ProviderWeb<'_>| match old {
+        None => author.kit.keys.get(url, kid, web).await,
+        Some(old) => author.kit.keys.renewed(url, old, web).await,
+    };
     match (secret, text("keys")?, text("jwks_url")?, text("discover")?) {
+        (Some(_), None, None, None) | (None, Some(_), None, None) if old.is_some() => {
+            Ok(Err(Reason::Signature))
+        }
         (Some(secret), None, None, None) => {
             let keys = KeySet::secret(&secret.as_bytes());
             keys.map(|it| Ok(Arc::new(it))).map_err(|it| misuse(format!("jwt.verify: {it}")))
@@ -102,7 +119,7 @@ async fn keys(
         }
         (None, None, Some(url), None) => {
             let web = ProviderWeb::of(author, &url, "jwt.verify")?;
-            Ok(author.kit.keys.get(&url, kid, &web).await)
+            Ok(fetched(&url, &web).await)
         }
         (None, None, None, Some(issuer)) => {
             let web = ProviderWeb::of(author, &issuer, "jwt.verify")?;
@@ -111,7 +128,7 @@ async fn keys(
                 Err(reason) => return Ok(Err(reason)),
             };
             wanted.issuers.get_or_insert_with(|| vec![found.issuer.clone()]);
-            Ok(author.kit.keys.get(&found.jwks_uri, kid, &web).await)
+            Ok(fetched(&found.jwks_uri, &web).await)
         }
         _ => Err(misuse("jwt.verify: the keys come from one of `secret`, `keys`, `jwks_url` and `discover`")),
     }

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use mlua::{BString, LuaString};
 
 use crate::lua::api::{Name, Slot, handle, misuse};
-use crate::policy;
+use crate::policy::{self, Exchange};
 
 /// The request that goes upstream.
 pub(crate) struct UpstreamHandle(pub(crate) Slot);
@@ -24,12 +24,15 @@ handle! {
         value.map(|it| lua.create_string(it.as_bytes())).transpose()
     }
 
-    /// Sets a header, in place of all of that name. The headers that NVCF reads (`authorization`, `function-id` and
+    /// Sets a header, in place of all of that name, and of those whose name differs in `-` and `_` alone: some servers read
+    /// them as one. The headers that NVCF reads (`authorization`, `function-id` and
     /// their like) and those of the connection are the gateway's own.
     #[phases(UpstreamRequest)]
     #[example("upstream:set_header(\"x-tenant\", \"acme\")")]
     fn set_header(_lua, live, name: Name, value: BString) -> () {
         let (name, value) = writable("upstream:set_header", name, value)?;
+        drop_aliases(&mut live.exchange, &name);
+        live.exchange.has_aliases |= name.as_str().contains('_');
         live.exchange.upstream.insert(name, value);
         Ok(())
     }
@@ -39,14 +42,16 @@ handle! {
     #[example("upstream:add_header(\"via\", \"1.1 edge\")")]
     fn add_header(_lua, live, name: Name, value: BString) -> () {
         let (name, value) = writable("upstream:add_header", name, value)?;
+        live.exchange.has_aliases |= name.as_str().contains('_');
         add(&mut live.exchange.upstream, name, value)
     }
 
-    /// Takes out all headers of that name.
+    /// Takes out all headers of that name, and those whose name differs in `-` and `_` alone.
     #[phases(UpstreamRequest)]
     #[example("upstream:remove_header \"referer\"")]
     fn remove_header(_lua, live, name: Name) -> () {
         if let Some(name) = name.get() {
+            drop_aliases(&mut live.exchange, name);
             live.exchange.upstream.remove(name);
         }
         Ok(())
@@ -69,6 +74,17 @@ pub(super) fn add(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue)
     }
     headers.append(name, value);
     Ok(())
+}
+
+/// Takes out the headers that some servers would read as this one.
+fn drop_aliases(exchange: &mut Exchange, name: &HeaderName) {
+    if !exchange.has_aliases && !name.as_str().contains('_') {
+        return; // as nearly always
+    }
+    let aliases = exchange.upstream.keys().filter(|it| policy::is_alias(it.as_str(), name.as_str()));
+    for alias in aliases.cloned().collect::<Vec<_>>() {
+        exchange.upstream.remove(alias);
+    }
 }
 
 /// A header that a script may set upstream.

@@ -129,6 +129,11 @@ impl KeySet {
         self.keys.iter().any(|it| it.kid.as_deref().is_none_or(|it| it == kid))
     }
 
+    /// Whether it may have had the key of this name, or of none, without saying so: a key without a name may be any.
+    pub(crate) fn is_vague(&self, kid: Option<&str>) -> bool {
+        kid.is_none_or(|kid| self.keys.iter().all(|it| it.kid.as_deref() != Some(kid)))
+    }
+
     /// Finds the key and checks the signature.
     ///
     /// With a `kid`, the keys of that name are asked, and if there are none, those without a name; without a
