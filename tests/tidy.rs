@@ -13,7 +13,7 @@ const HOMES: &[(&str, &str)] = &[
     ("proxy_header", "src/gateway"),
     ("redis", "src/gateway|src/store"),
     ("rtc", "src/streaming"),
-    ("tokio_tungstenite", "src/bench"),
+    ("tokio_tungstenite", "src/bench|src/streaming"),
     ("toml", "src/config"),
     ("webrtc", "src/streaming"),
 ];

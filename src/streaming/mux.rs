@@ -58,6 +58,9 @@ pub(crate) struct VirtualSocket {
 struct Known {
     ufrags: VecDeque<String>,
     addresses: VecDeque<SocketAddr>,
+    /// Checks of addresses that have not answered, since when.
+    n_checks: u32,
+    checking_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -81,6 +84,11 @@ const MOST_ADDRESSES: usize = 32;
 
 /// ICE user names that one session is known by: checks for an offer go on while the next one is on its way.
 const MOST_UFRAGS: usize = 2;
+
+/// Checks that a session sends to addresses that have not answered, in so much time: a browser may name any. All of
+/// the 32 that are tried have one in it.
+const CHECKS: u32 = 50;
+const CHECKS_IN: Duration = Duration::from_millis(250);
 
 /// Largest datagram.
 const LARGEST: usize = 2048;
@@ -277,6 +285,20 @@ impl Mux {
         }
     }
 
+    /// Whether a session may send a check to this address now.
+    fn may_check(&self, address: SocketAddr, socket: &VirtualSocket) -> bool {
+        let mut known = socket.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.addresses.contains(&address) {
+            return true;
+        }
+        let now = self.clock.now();
+        if known.checking_since.is_none_or(|it| now - it >= CHECKS_IN) {
+            (known.checking_since, known.n_checks) = (Some(now), 0);
+        }
+        known.n_checks += 1;
+        known.n_checks <= CHECKS
+    }
+
     /// How many sessions and addresses are known.
     #[cfg(test)]
     pub(crate) fn sizes(&self) -> (usize, usize) {
@@ -333,6 +355,9 @@ impl AsyncUdpSocket for Handle {
         let mux = &self.0.mux;
         if transmit.contents.starts_with(&[0x01, 0x01]) {
             mux.learn(transmit.destination, &self.0); // a Binding success: its request was verified
+        }
+        if transmit.contents.starts_with(&[0x00, 0x01]) && !mux.may_check(transmit.destination, &self.0) {
+            return Poll::Ready(Ok(transmit.contents.len())); // lost, as a check may be
         }
         // A full socket drops the datagram, as a network would: waiting would hold up every other session's driver.
         match mux.socket.try_send_to(transmit.contents, transmit.destination) {
@@ -537,6 +562,32 @@ mod tests {
         mux.forget(&b.0);
         assert!(owner(&rtp).is_none() && owner(&request(b"b:x")).is_none());
         assert_eq!(mux.sizes(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_not_answered_is_sent_few_checks() {
+        let (mux, [a, b]) = shared_port();
+        let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        stranger.set_nonblocking(true).expect("a socket option");
+        let address = stranger.local_addr().expect("an address");
+        let come = || {
+            let mut buf = [0; 64];
+            std::iter::from_fn(|| stranger.recv(&mut buf).ok()).count() as u32
+        };
+        let check = [0x00, 0x01, 0, 0];
+        let many =
+            |session: &Handle, contents: &[u8]| (0..150).for_each(|_| send(session, address, contents));
+        mux.socket.writable().await.expect("a socket");
+        many(&a, &check);
+        assert_eq!(come(), CHECKS);
+        many(&b, &check);
+        assert_eq!(come(), CHECKS, "each session has its own");
+        mux.clock.advance(CHECKS_IN);
+        many(&a, &check);
+        assert_eq!(come(), CHECKS);
+        send(&a, address, &[0x01, 0x01, 0, 0]);
+        many(&a, &check);
+        assert_eq!(come(), 151, "it has answered");
     }
 
     #[tokio::test]

@@ -33,8 +33,9 @@ pub(crate) trait Peer: Send + Sync {
     /// Sends a picture; `timestamp` is of the 90 kHz RTP clock.
     async fn send_frame(&self, frame: &Frame, timestamp: u32) -> Result<(), PeerError>;
 
-    /// Sends a message over the input channel.
-    async fn send_input(&self, message: &Message) -> Result<(), PeerError>;
+    /// Sends a message over the input channel, in turn. One that has no room any more behind others, which a browser does
+    /// not take, is lost.
+    fn send_input(&self, message: Message) -> Result<(), PeerError>;
 
     /// Ends the path and frees what it holds.
     async fn close(&self);

@@ -50,6 +50,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(15);
 /// does not say which of them, and may come back.
 const GOING_AWAY: u16 = 1001;
 
+/// How long a browser may leave unread what is said to it, once nothing more fits on the way.
+const SAY_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long a connection may take for its end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -208,7 +211,7 @@ impl Drop for Place {
 async fn serve(shared: &Arc<Shared>, socket: WebSocket, mail: Mail) {
     let started = shared.clock.now();
     let id = uuid::Uuid::new_v4().simple().to_string();
-    let mut wire = Wire { socket: Some(socket) };
+    let mut wire = Wire { socket: Some(socket), has_broken: false, clock: shared.clock.clone() };
     let (events, happened) = mpsc::channel(64);
     let ending = match shared.engine.open(events).await {
         Ok(peer) => {
@@ -233,47 +236,82 @@ async fn serve(shared: &Arc<Shared>, socket: WebSocket, mail: Mail) {
     if !matches!(ending, Ending::ClosedByBrowser | Ending::Lost) {
         wire.say(&json!({ "type": "bye", "code": label, "reason": reason })).await;
     }
-    wire.close(code, label, &shared.clock).await;
+    wire.close(code, label).await;
 }
 
 /// The signalling connection of a session. It may break and be replaced; what is said meanwhile is lost.
 struct Wire {
     socket: Option<WebSocket>,
+    /// It was given up, which has not been noticed yet.
+    has_broken: bool,
+    clock: Clock,
 }
 
 impl Wire {
     async fn say(&mut self, message: &Value) {
-        if let Some(socket) = &mut self.socket {
-            drop(socket.send(Frame::Text(message.to_string().into())).await); // a broken one is found by hearing
+        let Some(socket) = &mut self.socket else { return };
+        let sent = socket.send(Frame::Text(message.to_string().into()));
+        // A broken one is found by hearing; one that is not read would hold up the session and its end.
+        if self.clock.timeout(SAY_WITHIN, sent).await.is_none() {
+            (self.socket, self.has_broken) = (None, true);
         }
     }
 
     /// What comes next; nothing while the connection is gone. `None`: it has just broken.
-    async fn hear(&mut self) -> Option<Frame> {
-        match &mut self.socket {
-            Some(socket) => match socket.recv().await {
-                Some(Ok(frame)) => Some(frame),
-                Some(Err(_)) | None => {
-                    self.socket = None;
-                    None
-                }
-            },
-            None => std::future::pending().await,
+    async fn hear(&mut self) -> Option<Result<Frame, Violation>> {
+        if std::mem::take(&mut self.has_broken) {
+            return None;
+        }
+        let Some(socket) = &mut self.socket else { return std::future::pending().await };
+        match socket.recv().await {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) if is_violation(&error) => Some(Err(Violation)),
+            Some(Err(_)) | None => {
+                self.socket = None;
+                None
+            }
         }
     }
 
-    async fn close(&mut self, code: u16, reason: &str, clock: &Clock) {
+    async fn close(&mut self, code: u16, reason: &str) {
         let Some(socket) = &mut self.socket else { return };
-        drop(socket.send(Frame::Close(Some(CloseFrame { code, reason: reason.into() }))).await);
-        finish(socket, clock).await;
+        say_close(socket, code, reason, &self.clock).await;
+        finish(socket, &self.clock).await;
+    }
+
+    /// Goes on over another connection; the one before is closed.
+    async fn replace(&mut self, socket: WebSocket) {
+        self.has_broken = false;
+        if let Some(mut old) = self.socket.replace(socket) {
+            say_close(&mut old, 3005, "another connection has taken over", &self.clock).await;
+        }
     }
 
     /// Lets go of a connection that the browser has closed; the session lives on.
-    fn let_go(&mut self, clock: &Clock) {
+    fn let_go(&mut self) {
         let Some(mut socket) = self.socket.take() else { return };
-        let clock = clock.clone();
+        let clock = self.clock.clone();
         tokio::spawn(async move { finish(&mut socket, &clock).await });
     }
+}
+
+/// What came is no WebSocket, or larger than it may be.
+struct Violation;
+
+/// Whether an error is the browser's doing, and not the network's.
+fn is_violation(error: &axum::Error) -> bool {
+    use tokio_tungstenite::tungstenite::Error;
+    use tokio_tungstenite::tungstenite::error::ProtocolError;
+    match std::error::Error::source(error).and_then(|it| it.downcast_ref()) {
+        Some(Error::Protocol(it)) => *it != ProtocolError::ResetWithoutClosingHandshake,
+        Some(Error::Capacity(_) | Error::Utf8(_)) => true,
+        _ => false,
+    }
+}
+
+async fn say_close(socket: &mut WebSocket, code: u16, reason: &str, clock: &Clock) {
+    let close = Frame::Close(Some(CloseFrame { code, reason: reason.into() }));
+    drop(clock.timeout(CLOSE_WITHIN, socket.send(close)).await); // one that is not read is cut
 }
 
 /// Waits for the other's Close frame, or sends the answer to it, so that neither side is left with a connection that was
@@ -283,6 +321,24 @@ async fn finish(socket: &mut WebSocket, clock: &Clock) {
     clock.timeout(CLOSE_WITHIN, rest).await;
 }
 
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Setup {
+    Begun,
+    Answer,
+    Connected,
+}
+
+impl Setup {
+    const fn name(self) -> &'static str {
+        match self {
+            Setup::Begun => "begun",
+            Setup::Answer => "answer",
+            Setup::Connected => "connected",
+        }
+    }
+}
+
 struct Session<'a> {
     shared: &'a Arc<Shared>,
     id: &'a str,
@@ -290,6 +346,8 @@ struct Session<'a> {
     happened: mpsc::Receiver<PeerEvent>,
     started: Instant,
     seq: u64,
+    /// How far it has come.
+    stage: Setup,
     is_connected: bool,
     /// Until when media must flow, when it does not.
     connect_by: Instant,
@@ -330,6 +388,7 @@ impl<'a> Session<'a> {
             happened,
             started,
             seq: 0,
+            stage: Setup::Begun,
             is_connected: false,
             connect_by: started + CONNECT_WITHIN,
             can_detach: false,
@@ -348,11 +407,10 @@ impl<'a> Session<'a> {
         let mut ending = self.shared.ending.subscribe();
         wire.say(&self.hello(false)).await;
         let mut mapped = self.shared.mux.mapped();
+        mapped.mark_unchanged(); // the offer has it
         if let Err(ending) = self.offer(wire, false).await {
             return ending;
         }
-        let known = *mapped.borrow_and_update();
-        self.trickle(wire, known).await;
         let give_up = self.shared.config.resume_timeout.max(AWAY_AFTER);
         let mut stopping = self.shared.stopping.subscribe();
         let mut heartbeat = clock.timer(clock.now() + HEARTBEAT);
@@ -375,19 +433,19 @@ impl<'a> Session<'a> {
                         return Ending::TooFast;
                     }
                     let text = match frame {
-                        Some(Frame::Text(text)) => {
+                        Some(Ok(Frame::Text(text))) => {
                             self.hears(now); // a ping of the WebSocket may come from a gateway on the way
                             text
                         }
-                        Some(Frame::Close(Some(it))) if it.code == GOING_AWAY && self.can_detach => {
+                        Some(Ok(Frame::Close(Some(it)))) if it.code == GOING_AWAY && self.can_detach => {
                             tracing::info!(session = self.id, "A browser's page is gone; its session is kept.");
-                            wire.let_go(clock);
+                            wire.let_go();
                             self.set_detached(true);
                             continue;
                         }
-                        Some(Frame::Close(_)) => return Ending::ClosedByBrowser,
-                        Some(Frame::Ping(_) | Frame::Pong(_)) => continue,
-                        Some(Frame::Binary(_)) => return Ending::BadMessage,
+                        Some(Ok(Frame::Close(_))) => return Ending::ClosedByBrowser,
+                        Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => continue,
+                        Some(Ok(Frame::Binary(_)) | Err(Violation)) => return Ending::BadMessage,
                         None if !self.can_detach => return Ending::Lost,
                         None => {
                             tracing::info!(session = self.id, "A browser's connection broke; its session is kept.");
@@ -412,10 +470,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 Some(socket) = mail.sockets.recv() => {
-                    if let Some(mut old) = wire.socket.replace(socket) {
-                        let replaced = CloseFrame { code: 3005, reason: "another connection has taken over".into() };
-                        drop(old.send(Frame::Close(Some(replaced))).await);
-                    }
+                    wire.replace(socket).await;
                     self.set_detached(false);
                     tracing::info!(session = self.id, "A browser has come back into its session.");
                     self.shared.metrics.streaming.resumed();
@@ -461,6 +516,14 @@ impl<'a> Session<'a> {
         self.shared.metrics.streaming.session("detached", if is_detached { 1 } else { -1 });
     }
 
+    /// A session is set up once; a restart and a page that was loaded again are no set-ups.
+    fn note_setup(&mut self, stage: Setup) {
+        if self.stage < stage {
+            self.stage = stage;
+            self.shared.metrics.streaming.setup(stage.name(), self.shared.clock.now() - self.started);
+        }
+    }
+
     fn hello(&self, resumed: bool) -> Value {
         let heartbeat = HEARTBEAT.as_millis() as u64;
         json!({ "type": "hello", "v": 1, "session": self.id, "heartbeatMs": heartbeat, "resumed": resumed })
@@ -486,6 +549,8 @@ impl<'a> Session<'a> {
         })?;
         self.seq += 1;
         wire.say(&json!({ "type": "offer", "seq": self.seq, "sdp": sdp })).await;
+        let known = *self.shared.mux.mapped().borrow();
+        self.trickle(wire, known).await;
         Ok(())
     }
 
@@ -511,10 +576,7 @@ impl<'a> Session<'a> {
         (self.wanted, self.wanted_by) = (wanted, Some(wanted_by));
         (self.is_connected, self.restart_due, self.n_candidates) = (false, false, 0);
         self.connect_by = self.shared.clock.now() + CONNECT_WITHIN;
-        self.offer(wire, false).await?;
-        let known = *self.shared.mux.mapped().borrow();
-        self.trickle(wire, known).await;
-        Ok(())
+        self.offer(wire, false).await
     }
 
     /// Sends the candidate that the STUN server knows, if there is one, and the end of candidates.
@@ -541,7 +603,7 @@ impl<'a> Session<'a> {
         match said {
             Said::Answer { seq, sdp } if seq == self.seq => {
                 self.peer.answer(&sdp).await.map_err(misunderstood)?;
-                self.shared.metrics.streaming.setup("answer", self.shared.clock.now() - self.started);
+                self.note_setup(Setup::Answer);
             }
             Said::Answer { .. } => {} // to an offer that another has replaced
             Said::Candidate { candidate: Some(candidate) } if !candidate.candidate.is_empty() => {
@@ -568,9 +630,9 @@ impl<'a> Session<'a> {
         match event {
             PeerEvent::Connected => {
                 if !std::mem::replace(&mut self.is_connected, true) && self.viewer.is_none() {
-                    self.shared.metrics.streaming.setup("connected", self.shared.clock.now() - self.started);
                     tracing::info!(session = self.id, "Media flows.");
                 }
+                self.note_setup(Setup::Connected);
                 if let Some(wanted) = self.wanted_by.take() {
                     let (peer, source) = (Arc::clone(&self.peer), self.shared.source.clone());
                     let (metrics, clock) = (self.shared.metrics.clone(), self.shared.clock.clone());
@@ -588,7 +650,7 @@ impl<'a> Session<'a> {
             }
             PeerEvent::KeyframeWanted => drop(self.wanted.try_send(())),
             PeerEvent::Input(message) => {
-                if let Err(error) = self.peer.send_input(&message).await {
+                if let Err(error) = self.peer.send_input(message) {
                     tracing::debug!(session = self.id, %error, "An echo could not be sent.");
                 }
             }

@@ -42,6 +42,8 @@ const REQUESTS: u32 = 5;
 enum StunError {
     #[error("cannot resolve {0:?}")]
     Resolve(String),
+    #[error("{0:?} has no address of the family of the media port, which is {1}")]
+    Family(String, &'static str),
     #[error("no answer")]
     Silence,
     #[error("refused: {0}")]
@@ -73,6 +75,7 @@ pub(super) async fn run(
         Ok(provider) => provider,
         Err(error) => return tracing::error!(%error, "There is no crypto for STUN."),
     };
+    let mut last = None;
     loop {
         let present = creds.borrow_and_update().clone();
         let Some(present) = present else {
@@ -81,7 +84,19 @@ pub(super) async fn run(
             }
             continue;
         };
-        let wait = match bind(&mux, &present, &*provider, &clock).await {
+        if last.as_ref() != Some(&present) {
+            mux.set_mapped(None); // what another server has seen is no address here
+            last = Some(present.clone());
+        }
+        let bound = tokio::select! {
+            bound = bind(&mux, &present, &*provider, &clock) => bound,
+            changed = creds.changed() => match changed {
+                // The old ones may be of no use by now, and sessions wait for the new ones.
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        let wait = match bound {
             Ok(mapped) => {
                 metrics.streaming.stun("ok");
                 tracing::debug!(%mapped, "The STUN server has opened a port.");
@@ -114,7 +129,7 @@ async fn bind(
         .map_err(|_| StunError::Resolve(creds.host.clone()))?;
     let server = addresses
         .find(|it| it.is_ipv4() == wants_v4)
-        .ok_or_else(|| StunError::Resolve(creds.host.clone()))?;
+        .ok_or_else(|| StunError::Family(creds.host.clone(), if wants_v4 { "IPv4" } else { "IPv6" }))?;
     let mut answers = mux.listen_to_stun(server);
     let mut proof = Proof::ShortTerm;
     for _ in 0..MOST_PROOFS {

@@ -205,6 +205,7 @@ async fn the_server_offers_and_candidates_trickle() {
     assert_eq!(again["seq"], 2);
     let ufrag = |sdp: &str| sdp.lines().find(|it| it.starts_with("a=ice-ufrag:")).map(str::to_owned);
     assert_ne!(ufrag(sdp), ufrag(again["sdp"].as_str().expect("SDP")), "new ICE credentials");
+    assert_eq!(hear(&mut socket).await.expect("a candidate"), end);
     say(&mut socket, &json!({ "type": "bye" })).await;
     assert!(hear(&mut socket).await.is_none());
     server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "closed")], 1.0);
@@ -327,15 +328,71 @@ async fn a_port_outside_the_range_is_never_taken() {
     assert!(told.contains(&format!("streaming.{range}")) && told.contains("no free UDP port"), "{told}");
 }
 
-/// The candidate that a STUN server has opened, once it has.
+/// The candidate that a STUN server has opened, once it has. It belongs to each offer.
 async fn mapped(server: &Server) -> String {
     let mut socket = server.sign_in().await;
-    loop {
-        let message = until(&mut socket, "candidate").await;
-        if let Some(candidate) = message["candidate"]["candidate"].as_str() {
-            return candidate.to_owned();
+    let candidate = async |socket: &mut Socket| {
+        loop {
+            let message = until(socket, "candidate").await;
+            if let Some(candidate) = message["candidate"]["candidate"].as_str() {
+                return candidate.to_owned();
+            }
         }
+    };
+    let first = candidate(&mut socket).await;
+    for kind in ["restart", "anew"] {
+        say(&mut socket, &json!({ "type": kind })).await;
+        until(&mut socket, "offer").await;
+        assert_eq!(candidate(&mut socket).await, first, "after {kind}");
     }
+    first
+}
+
+/// A STUN server that has seen everybody at 192.0.2.9:4711, whatever they prove.
+async fn stun_server() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let address = socket.local_addr().expect("an address");
+    let answers = tokio::spawn(async move {
+        let mut buf = [0; 2048];
+        while let Ok((_, from)) = socket.recv_from(&mut buf).await {
+            let mut answer = vec![0x01, 0x01, 0, 12];
+            answer.extend(&buf[4..20]); // the cookie and the transaction
+            answer.extend([0x00, 0x20, 0, 8, 0, 1]);
+            answer.extend((4711u16 ^ 0x2112).to_be_bytes());
+            answer.extend([192 ^ 0x21, 0x12, 2 ^ 0xa4, 9 ^ 0x42]);
+            socket.send_to(&answer, from).await.expect("it is sent");
+        }
+    });
+    (address, answers)
+}
+
+#[tokio::test]
+async fn new_credentials_are_used_while_the_server_of_the_old_ones_says_nothing() {
+    // Time stands still, so nobody gives up waiting.
+    let server = Server::on("", Clock::paused(), "").await;
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let (stun, answers) = stun_server().await;
+    let creds = |port: u16| CREDS.replace("3478", &port.to_string());
+    assert_eq!(
+        server.creds(creds(silent.local_addr().expect("an address").port()).as_bytes()).await.status,
+        200
+    );
+    soon("a request", silent.recv_from(&mut [0; 2048])).await.expect("it came");
+    assert_eq!(server.creds(creds(stun.port()).as_bytes()).await.status, 200);
+    let candidate = mapped(&server).await;
+    assert!(candidate.contains(" 192.0.2.9 4711 typ srflx"), "{candidate}");
+    // What one server has seen is not offered for another one.
+    assert_eq!(
+        server.creds(creds(silent.local_addr().expect("an address").port()).as_bytes()).await.status,
+        200
+    );
+    soon("a request", silent.recv_from(&mut [0; 2048])).await.expect("it came");
+    let mut socket = server.sign_in().await;
+    until(&mut socket, "offer").await;
+    say(&mut socket, &json!({ "type": "restart" })).await;
+    let next = hear(&mut socket).await.expect("a message");
+    assert_eq!(next["type"], "offer", "there is no candidate to tell: {next}");
+    answers.abort();
 }
 
 #[tokio::test]
@@ -510,6 +567,7 @@ async fn a_session_outlives_its_connection_and_ends_with_its_time() {
     detached(0.0);
     say(&mut back, &json!({ "type": "restart" })).await;
     assert_eq!(until(&mut back, "offer").await["seq"], json!(2), "an offer for the media path that was kept");
+    until(&mut back, "candidate").await;
     // A page that was loaded again has none; a third connection takes the place of the second.
     let mut page = server.sign_in_as("one").await;
     assert_eq!(until(&mut page, "hello").await["session"], hello["session"]);
@@ -531,6 +589,17 @@ async fn a_session_outlives_its_connection_and_ends_with_its_time() {
     detached(0.0);
     assert_eq!(server.end_session("").await, (200, "COMPLETE".into()));
     assert_eq!(server.end_session(r#"{"gracefulShutdown":"yes"}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_a_session_and_is_no_broken_connection() {
+    let server = Server::start("").await;
+    let mut socket = server.sign_in_as("one").await;
+    until(&mut socket, "offer").await;
+    let too_large = json!({ "type": "pong", "t": "x".repeat(70 << 10) });
+    drop(socket.send(Message::text(too_large.to_string())).await); // it may be cut before it has all of it
+    server.running.until_metric("streamgate_streaming_sessions_total", &[("result", "bad_message")], 1.0);
+    server.running.until_metric("streamgate_streaming_sessions", &[("state", "active")], 0.0);
 }
 
 #[tokio::test]
@@ -594,6 +663,7 @@ async fn a_browser_that_comes_back_late_has_its_time_for_a_media_path_once_more(
     }
     say(&mut back, &json!({ "type": "restart" })).await;
     assert_eq!(until(&mut back, "offer").await["seq"], json!(3));
+    until(&mut back, "candidate").await;
     // That time has an end too.
     let last = loop {
         clock.advance(secs(3));

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -52,10 +52,14 @@ struct Connection {
     pc: Arc<dyn PeerConnection>,
     sender: Arc<dyn RtpSender>,
     track: Arc<TrackLocalStaticRTP>,
-    input: Arc<dyn DataChannel>,
+    /// What is still to be sent over the input channel, and what sends it.
+    input: mpsc::Sender<Message>,
+    writer: tokio::task::JoinHandle<()>,
     ssrc: u32,
     payload_type: OnceCell<u8>,
     sequence: AtomicU16,
+    /// Candidates that are tried since the last offer.
+    n_candidates: AtomicUsize,
     /// Candidates that came before the answer.
     early: Mutex<Option<Vec<Candidate>>>,
     events: mpsc::Sender<PeerEvent>,
@@ -70,8 +74,11 @@ const LARGEST_INPUT: usize = 16 << 10;
 /// Bytes that may wait for a slow browser on the input channel.
 const INPUT_BUFFER: usize = 1 << 20;
 
-/// Most candidates of one browser.
-const MOST_CANDIDATES: usize = 100;
+/// Messages that may wait for room there.
+const WAITING_INPUT: usize = 64;
+
+/// Candidates of one browser that are tried. The rest are passed over: it may name any addresses, and all are sent checks.
+const MOST_CANDIDATES: usize = 32;
 
 /// Packets kept for retransmission: about a second at 2 Mbit/s.
 const RETRANSMIT: u16 = 256;
@@ -159,16 +166,20 @@ impl Engine for WebRtc {
         let input =
             pc.create_data_channel(INPUT, Some(RTCDataChannelInit::default())).await.map_err(failed)?;
         tokio::spawn(read_input(Arc::clone(&input), events.clone()));
+        let (sender_of_input, waiting) = mpsc::channel(WAITING_INPUT);
+        let writer = tokio::spawn(write_input(input, waiting));
         Ok(Arc::new(Connection {
             mux: Arc::clone(&self.mux),
             runtime,
             pc,
             sender,
             track,
-            input,
+            input: sender_of_input,
+            writer,
             ssrc,
             payload_type: OnceCell::new(),
             sequence: AtomicU16::new(uuid::Uuid::new_v4().as_fields().1),
+            n_candidates: AtomicUsize::new(0),
             early: Mutex::new(Some(Vec::new())),
             events,
         }))
@@ -181,6 +192,7 @@ impl Peer for Connection {
         if restart {
             self.pc.restart_ice().await.map_err(failed)?;
         }
+        self.n_candidates.store(0, Ordering::Relaxed);
         let offer = self.pc.create_offer(None).await.map_err(failed)?;
         let sdp = offer.sdp.clone();
         self.pc.set_local_description(offer).await.map_err(failed)?;
@@ -193,7 +205,9 @@ impl Peer for Connection {
     }
 
     async fn answer(&self, sdp: &str) -> Result<(), PeerError> {
-        let description = RTCSessionDescription::answer(without_hidden_candidates(sdp)).map_err(failed)?;
+        let (sdp, n_candidates) = without_useless_candidates(sdp);
+        self.n_candidates.fetch_add(n_candidates, Ordering::Relaxed);
+        let description = RTCSessionDescription::answer(sdp).map_err(failed)?;
         self.pc.set_remote_description(description).await.map_err(failed)?;
         let early = self.early.lock().await.take();
         for candidate in early.into_iter().flatten() {
@@ -241,15 +255,14 @@ impl Peer for Connection {
         Ok(())
     }
 
-    async fn send_input(&self, message: &Message) -> Result<(), PeerError> {
-        let sent = match std::str::from_utf8(&message.bytes) {
-            Ok(text) if message.is_text => self.input.send_text(text).await,
-            _ => self.input.send(BytesMut::from(&message.bytes[..])).await,
-        };
-        sent.map_err(failed)
+    fn send_input(&self, message: Message) -> Result<(), PeerError> {
+        self.input
+            .try_send(message)
+            .map_err(|_| PeerError("the browser does not take what was sent before".into()))
     }
 
     async fn close(&self) {
+        self.writer.abort();
         if let Err(error) = self.pc.close().await {
             tracing::debug!(%error, "A media path did not close.");
         }
@@ -261,7 +274,9 @@ impl Peer for Connection {
 
 impl Connection {
     async fn add_now(&self, candidate: &Candidate) -> Result<(), PeerError> {
-        if is_hidden(&candidate.candidate) {
+        if is_hidden(&candidate.candidate)
+            || self.n_candidates.fetch_add(1, Ordering::Relaxed) >= MOST_CANDIDATES
+        {
             return Ok(());
         }
         let init = RTCIceCandidateInit {
@@ -302,6 +317,19 @@ async fn read_input(channel: Arc<dyn DataChannel>, events: mpsc::Sender<PeerEven
             }
             DataChannelEvent::OnClose => return,
             _ => {}
+        }
+    }
+}
+
+/// Waits for a browser that is slow, which nobody else must do for it.
+async fn write_input(channel: Arc<dyn DataChannel>, mut waiting: mpsc::Receiver<Message>) {
+    while let Some(message) = waiting.recv().await {
+        let sent = match std::str::from_utf8(&message.bytes) {
+            Ok(text) if message.is_text => channel.send_text(text).await,
+            _ => channel.send(BytesMut::from(&message.bytes[..])).await,
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%error, "A message could not be sent over the input channel.");
         }
     }
 }
@@ -388,10 +416,20 @@ fn with_candidates(sdp: &str, candidates: &[String]) -> String {
     rewritten
 }
 
-/// An answer without the candidates that cannot be used here: names that only the browser's network knows, and TCP.
-fn without_hidden_candidates(sdp: &str) -> String {
-    let kept = sdp.lines().filter(|it| !it.starts_with("a=candidate:") || !is_hidden(it));
-    kept.flat_map(|it| [it, "\r\n"]).collect()
+/// An answer without the candidates that cannot be used here: names that only the browser's network knows, TCP, and more
+/// than are tried. And how many are left.
+fn without_useless_candidates(sdp: &str) -> (String, usize) {
+    let mut n_candidates = 0;
+    let kept = sdp.lines().filter(|it| {
+        if !it.starts_with("a=candidate:") {
+            return true;
+        }
+        let is_useful = !is_hidden(it);
+        n_candidates += usize::from(is_useful);
+        is_useful && n_candidates <= MOST_CANDIDATES
+    });
+    let kept = kept.flat_map(|it| [it, "\r\n"]).collect();
+    (kept, n_candidates.min(MOST_CANDIDATES))
 }
 
 fn is_hidden(candidate: &str) -> bool {
@@ -429,6 +467,10 @@ mod tests {
             assert_eq!(is_hidden(candidate), hidden, "{candidate}");
         }
         let answer = "v=0\r\na=candidate:1 1 udp 1 x.local 5 typ host\r\na=mid:0\r\n";
-        assert_eq!(without_hidden_candidates(answer), "v=0\r\na=mid:0\r\n");
+        assert_eq!(without_useless_candidates(answer), ("v=0\r\na=mid:0\r\n".to_owned(), 0));
+        let many = "a=candidate:1 1 udp 1 192.0.2.1 5 typ host\r\n".repeat(600);
+        let (kept, n_kept) = without_useless_candidates(&format!("{answer}{many}a=end\r\n"));
+        assert_eq!((kept.matches("a=candidate:").count(), n_kept), (MOST_CANDIDATES, MOST_CANDIDATES));
+        assert!(kept.ends_with("a=end\r\n"));
     }
 }
