@@ -185,7 +185,10 @@ impl Report {
                     ("browsers lost", it.lost.to_string()),
                     (
                         "back",
-                        format!("{}, {} failed, within {} s", it.returned, it.failed, it.within_seconds),
+                        format!(
+                            "{}, {} failed; begun within {} s",
+                            it.returned, it.failed, it.within_seconds
+                        ),
                     ),
                     ("in their own session", shown(it.resumed, |it| it.to_string())),
                     ("return latency", latency(it.latency.as_ref())),

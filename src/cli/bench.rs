@@ -1,7 +1,8 @@
 //! `streamgate bench`: how much a gateway carries, ours or another one.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -47,10 +48,10 @@ pub(super) struct FanIn {
     #[arg(long = "subprotocol", value_name = "NAME")]
     subprotocols: Vec<String>,
     /// PEM file of the authorities that a wss:// gateway is verified against, instead of the system's.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
     /// Believe any certificate.
-    #[arg(long, conflicts_with = "ca")]
+    #[arg(long, conflicts_with = "ca", requires = "url")]
     insecure: bool,
     /// Process on this machine whose memory and CPU time are measured, with its descendants.
     #[arg(long, requires = "url")]
@@ -151,6 +152,10 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     if let Some(threads) = options.threads {
         builder.worker_threads(threads.into());
     }
+    // Before anything is measured, so that no figures are lost for a path that is wrong.
+    let is_json_shown = options.json.as_deref() == Some(Path::new("-"));
+    let mut json = options.json.as_deref().filter(|_| !is_json_shown).map(Output::create).transpose()?;
+    let mut html = options.html.as_deref().map(Output::create).transpose()?;
     let runtime = builder.enable_all().build();
     let runtime = runtime.map_err(|it| Failure::new(format!("an event loop could not be made: {it}")))?;
     let report = runtime.block_on(async {
@@ -159,19 +164,17 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
         let report = bench::run(plan(options), Clock::system(), stop, move |it| progress.tell(it)).await;
         Ok::<_, Failure>(report?)
     })?;
-    let is_json_shown = options.json.as_deref() == Some(Path::new("-"));
-    match &options.json {
-        Some(_) if is_json_shown => out!("{}", report.json()),
-        Some(path) => write(path, &report.json())?,
-        None => {}
-    }
-    if let Some(path) = &options.html {
-        write(path, &report.html())?;
-    }
     if is_json_shown {
-        err!("{}", report.table())
+        out!("{}", report.json());
+        err!("{}", report.table());
     } else {
-        out!("{}", report.table())
+        out!("{}", report.table());
+    }
+    if let Some(output) = &mut json {
+        output.write(&report.json())?;
+    }
+    if let Some(output) = &mut html {
+        output.write(&report.html())?;
     }
     if report.is_whole() {
         Ok(())
@@ -180,8 +183,22 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::write(path, text).map_err(|it| Failure::new(format!("{}: {it}", path.display())))
+/// A file for a report.
+struct Output<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Output<'a> {
+    fn create(path: &'a Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
+        Ok(Output { path, file })
+    }
+
+    fn write(&mut self, text: &str) -> Result<(), Failure> {
+        let written = self.file.write_all(text.as_bytes());
+        written.map_err(|it| Failure::new(format!("{}: {it}", self.path.display())))
+    }
 }
 
 fn plan(options: &FanIn) -> Plan {

@@ -26,7 +26,7 @@ pub(super) struct Options {
     #[arg(long)]
     tls: bool,
     /// The token that the page must show; random when it is not given.
-    #[arg(long)]
+    #[arg(long, value_parser = token)]
     token: Option<String>,
     /// Print more of what happens (a log level or filter).
     #[arg(long, default_value = "warn")]
@@ -79,6 +79,16 @@ pub(super) fn run(options: Options) -> Result<(), Failure> {
         drop(back.await);
         Ok(())
     })
+}
+
+/// A token that stands in the URL and in a subprotocol as it is.
+fn token(text: &str) -> Result<String, String> {
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"-._~".contains(&it);
+    if (1..=128).contains(&text.len()) && text.bytes().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 128 letters, digits, `-`, `.`, `_` and `~`".into())
+    }
 }
 
 /// The token file of one demo, gone with it.

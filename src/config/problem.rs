@@ -21,6 +21,8 @@ pub enum Place {
     /// A flag of the command line.
     Flag(Arc<str>),
     /// Nowhere: the value is missing.
+    Missing,
+    /// No place in particular, such as that of a port that another process has.
     Nowhere,
 }
 
@@ -62,7 +64,8 @@ impl fmt::Display for Place {
             Place::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
             Place::Env(name) => f.write_str(name),
             Place::Flag(name) => f.write_str(name),
-            Place::Nowhere => f.write_str("missing"),
+            Place::Missing => f.write_str("missing"),
+            Place::Nowhere => f.write_str("problem"),
         }
     }
 }

@@ -759,7 +759,7 @@ impl Reader<'_> {
     fn required<T: Parse>(&self, key: &str, hint: &str) -> Option<T> {
         match self.written(key) {
             Some(node) => self.parse(key, &node),
-            None => self.fail(Place::Nowhere, key, hint),
+            None => self.fail(Place::Missing, key, hint),
         }
     }
 
@@ -818,7 +818,7 @@ impl Reader<'_> {
     fn required_text(&self, key: &str, hint: &str) -> Option<String> {
         match self.optional_text(key)? {
             Some(text) => Some(text),
-            None => self.fail(Place::Nowhere, key, hint),
+            None => self.fail(Place::Missing, key, hint),
         }
     }
 
@@ -842,7 +842,7 @@ impl Reader<'_> {
     fn required_secret(&self, key: &str, hint: &str) -> Option<Secret> {
         match self.secret(key)? {
             Some(secret) => Some(secret),
-            None => self.fail(Place::Nowhere, key, hint),
+            None => self.fail(Place::Missing, key, hint),
         }
     }
 

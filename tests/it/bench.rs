@@ -238,3 +238,25 @@ async fn what_was_measured_is_reported_when_it_is_interrupted() {
     assert!(number(&report, "/idle/seconds") < 600.0 && report["storm"].is_null(), "{report:#}");
     assert!(report["notes"][0].as_str().is_some_and(|it| it.contains("stopped")), "{report:#}");
 }
+
+#[tokio::test]
+async fn what_a_bench_cannot_do_is_told_before_it_measures() {
+    let fan_in = |more: &[&str]| {
+        let args: Vec<String> = ["bench", "fan-in", "-n", "1000000", "--idle", "3600"]
+            .iter()
+            .chain(more)
+            .map(|it| (*it).to_owned())
+            .collect();
+        async move { run(&args.iter().map(String::as_str).collect::<Vec<_>>(), &[]).await }
+    };
+    for (wrong, code, told) in [
+        (&["--json", "/not/there/x.json"][..], 1, "/not/there/x.json: No such file"),
+        (&["--html", "/not/there/x.html"], 1, "/not/there/x.html: No such file"),
+        (&["--insecure"], 2, "--url"),
+        (&["--ca", "ca.pem"], 2, "--url"),
+    ] {
+        let ended = fan_in(wrong).await;
+        assert_eq!(ended.code, Some(code), "{wrong:?}: {ended:?}");
+        assert!(ended.stderr.contains(told), "{wrong:?}: {ended:?}");
+    }
+}
