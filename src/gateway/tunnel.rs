@@ -11,12 +11,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsStream;
 
 use crate::clock::{Clock, Timer};
 use crate::gateway::conn::{Conn, Tcp};
-use crate::session::Sent;
+use crate::session::{Control, Sender, Sent, Tracker};
 
 /// The owner's side: stands in the place of a browser's connection.
 #[derive(Debug)]
@@ -42,6 +42,9 @@ pub(crate) struct Carrier {
     to_owner: Vec<u8>,
     /// Bytes that came from the owner.
     n_received: u64,
+    /// As many of them as are still to come of the browser's 101, and where its frames end.
+    n_head: usize,
+    frames: Tracker,
     /// Where encrypted ones stand in the browser's TCP stream that are not known to have arrived.
     marks: VecDeque<Mark>,
     /// As many bytes are known to have arrived, and the owner was told of as many.
@@ -128,8 +131,15 @@ impl Tunnel {
 }
 
 impl Carrier {
-    /// `early` is what the browser has sent after its request. The owner has said so far that it takes the browser.
-    pub(crate) fn new(browser: Conn, early: &[u8], owner: TlsStream<Tcp>, clock: &Clock) -> Self {
+    /// `early` is what the browser has sent after its request, and `n_head` the length of its 101. The owner has said so
+    /// far that it takes the browser.
+    pub(crate) fn new(
+        browser: Conn,
+        early: &[u8],
+        n_head: usize,
+        owner: TlsStream<Tcp>,
+        clock: &Clock,
+    ) -> Self {
         let timer = clock.timer(clock.now() + LOOK);
         let mut carrier = Carrier {
             browser,
@@ -137,6 +147,8 @@ impl Carrier {
             to_browser: Vec::new(),
             to_owner: Vec::new(),
             n_received: 1, // the byte that said so
+            n_head,
+            frames: Tracker::new(Sender::Server),
             marks: VecDeque::new(),
             arrived: 1,
             told: 0,
@@ -160,14 +172,69 @@ impl Carrier {
             self.poll(cx, &mut piece)
         })
         .await;
-        drop(piece);
         match ended {
             Ended::Owner(Ok(())) => self.finish().await,
             Ended::Owner(Err(_)) => self.browser.reset_on_drop(),
             Ended::Browser(kind) => self.say_goodbye(kind).await,
-            Ended::Stopped => {
-                self.say_goodbye(BROKEN).await;
-                self.browser.reset_on_drop();
+            Ended::Stopped => self.leave(&mut piece).await,
+        }
+    }
+
+    /// This replica ends. A browser that has all that was sent to it is told to come back; of one that takes too long the
+    /// connection breaks, so that it does not get what is sent again twice.
+    async fn leave(&mut self, piece: &mut [u8]) {
+        let clock = self.clock.clone();
+        let has_all = clock.timeout(LEAVE, poll_fn(|cx| self.poll_leave(cx, piece))).await;
+        self.say_goodbye(BROKEN).await;
+        if !matches!(has_all, Some(Ok(()))) {
+            return self.browser.reset_on_drop();
+        }
+        let (bytes, len) = Control::close(RESTART, "the gateway restarts").encode(None);
+        let last = async {
+            self.browser.write_out(&bytes[..len]).await?;
+            self.browser.shutdown().await
+        };
+        if let Some(Ok(())) = clock.timeout(LAST, last).await {
+            self.browser.linger(&clock).await;
+        }
+    }
+
+    /// Reads to the end of the frame that has begun, and waits until it has arrived.
+    fn poll_leave(&mut self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_to_browser(cx))?;
+            let n_due = self.frames.n_due() as usize + self.n_head;
+            if n_due > 0 {
+                let len = n_due.min(piece.len());
+                let mut buf = ReadBuf::new(&mut piece[..len]);
+                ready!(Pin::new(&mut self.owner).poll_read(cx, &mut buf))?;
+                if buf.filled().is_empty() {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                self.receive(buf.filled())?;
+                continue;
+            }
+            self.look();
+            if self.arrived >= self.n_received {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.timer.poll(cx));
+            self.timer.reset(self.clock.now() + LOOK);
+        }
+    }
+
+    /// Takes what came from the owner.
+    fn receive(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.n_received += bytes.len() as u64;
+        self.to_browser.extend_from_slice(bytes);
+        let n_head = self.n_head.min(bytes.len());
+        self.n_head -= n_head;
+        let (mut rest, mut ends) = (&bytes[n_head..], Vec::new());
+        loop {
+            match self.frames.next(&mut rest, &mut ends) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(io::ErrorKind::InvalidData.into()), // from another replica: never
             }
         }
     }
@@ -214,8 +281,9 @@ impl Carrier {
                             return Poll::Ready(Ended::Owner(Ok(())));
                         }
                         Poll::Ready(Ok(())) => {
-                            self.n_received += buf.filled().len() as u64;
-                            self.to_browser.extend_from_slice(buf.filled());
+                            if let Err(error) = self.receive(buf.filled()) {
+                                return Poll::Ready(Ended::Owner(Err(error)));
+                            }
                             if let Poll::Ready(Err(_)) = self.poll_to_browser(cx) {
                                 return Poll::Ready(Ended::Browser(BROKEN));
                             }
@@ -336,6 +404,12 @@ enum Ended {
     /// This replica ends.
     Stopped,
 }
+
+/// How long a browser may take for what was sent to it, when this replica ends.
+const LEAVE: Duration = Duration::from_secs(1);
+
+/// The code that tells a browser to come back (IANA's registry of close codes).
+const RESTART: u16 = 1012;
 
 /// How long a peer may take over the last bytes.
 const LAST: Duration = Duration::from_secs(5);

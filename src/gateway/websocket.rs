@@ -359,7 +359,7 @@ async fn attach(
             let offered = Offered { identity: identity(exchange, admitted), generation, answer };
             return match there.hand_over(&offered).await {
                 Handed::Taken(owner) => {
-                    let carrier = Carrier::new(conn, &early, *owner, &shared.clock);
+                    let carrier = Carrier::new(conn, &early, offered.answer.len(), *owner, &shared.clock);
                     slot.carry(worker, carrier);
                     Attached::Taken
                 }

@@ -99,6 +99,11 @@ impl Tracker {
         self.left == 0
     }
 
+    /// How many bytes certainly belong to the frame that has begun; 0 between frames.
+    pub(crate) fn n_due(&self) -> u64 {
+        if self.held.is_empty() { self.left } else { self.left.max(1) }
+    }
+
     fn is_between_messages(&self) -> bool {
         self.left == 0 && !self.in_message
     }

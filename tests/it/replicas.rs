@@ -6,7 +6,7 @@ use streamgate::clock::Clock;
 
 use crate::support::gateway::Builder;
 use crate::support::life::{Browser, ID, ask, message, next, open, parked, payloads, session};
-use crate::support::raw::{close_payload, from_browser};
+use crate::support::raw::{close_payload, frame, from_browser};
 use crate::support::redis::{COOKIE_KEY, Redis};
 use crate::support::upstream::Act;
 use crate::support::{Answer, Client, Gateway, TOKEN, Upstream, cookie, log, soon};
@@ -75,6 +75,44 @@ async fn a_browser_goes_on_at_another_replica_where_it_was() {
     owner.until_metric("streamgate_session_ends_total", &[("reason", "closed_by_browser")], 1.0);
     other.until_metric("streamgate_carried_browsers", &[], 0.0);
     redis.sessions(0).await;
+}
+
+#[tokio::test]
+async fn a_frame_that_has_begun_goes_before_the_end_of_the_replica_that_carries_it() {
+    let redis = Redis::start().await;
+    let mut upstream = Upstream::that(Act::Accept(ID.into())).await;
+    let owner = replica(&upstream, &redis).start().await;
+    let (mut browser, mut leg) = session(&owner, &mut upstream).await;
+    redis.sessions(1).await;
+    for comes_in_time in [true, false] {
+        let mut other = replica(&upstream, &redis).with("[sessions.drain]\ntimeout = \"0s\"").start().await;
+        browser.client.reset();
+        parked(&owner, 1.0);
+        browser = open(&other, &browser.cookie).await;
+        let whole = frame(2, &message(7), None);
+        let (half, rest) = whole.split_at(whole.len() / 2);
+        leg.send_raw(half).await;
+        assert_eq!(browser.client.exactly(half.len()).await, half);
+        other.begin_to_stop();
+        if comes_in_time {
+            leg.send_raw(rest).await;
+            assert_eq!(browser.client.exactly(rest.len()).await, rest);
+            let close = browser.client.frame().await.expect("a Close frame");
+            assert_eq!((close.opcode, &close.payload[..2]), (8, &1012u16.to_be_bytes()[..]));
+            assert!(browser.client.frame().await.is_none(), "the end of the connection");
+        } else {
+            assert!(browser.client.ends_with_reset().await, "what it has of the frame is worth nothing");
+            leg.send_raw(rest).await;
+        }
+        parked(&owner, 1.0);
+        browser = open(&owner, &browser.cookie).await;
+        leg.send(2, &message(8)).await;
+        if !comes_in_time {
+            assert_eq!(browser.client.frame().await.expect("a message").payload, message(7));
+        }
+        assert_eq!(browser.client.frame().await.expect("a message").payload, message(8));
+    }
+    assert_eq!(upstream.n_connections(), 1);
 }
 
 #[tokio::test]
@@ -191,7 +229,9 @@ async fn a_replica_that_ends_gives_its_guests_back() {
     leg.send(1, b"before").await;
     assert_eq!(guest.client.frame().await.expect("a message").payload, b"before");
     other.begin_to_stop();
-    assert!(guest.client.ends_with_reset().await);
+    let close = guest.client.frame().await.expect("a Close frame");
+    assert_eq!((close.opcode, &close.payload[..2]), (8, &1012u16.to_be_bytes()[..]));
+    assert!(guest.client.frame().await.is_none(), "the end of the connection");
     parked(&owner, 1.0);
     leg.send(1, b"after").await;
     let mut browser = open(&owner, &guest.cookie).await;
