@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -154,8 +154,8 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     }
     // Before anything is measured, so that no figures are lost for a path that is wrong.
     let is_json_shown = options.json.as_deref() == Some(Path::new("-"));
-    let mut json = options.json.as_deref().filter(|_| !is_json_shown).map(Output::create).transpose()?;
-    let mut html = options.html.as_deref().map(Output::create).transpose()?;
+    let json = options.json.as_deref().filter(|_| !is_json_shown).map(Output::open).transpose()?;
+    let html = options.html.as_deref().map(Output::open).transpose()?;
     let runtime = builder.enable_all().build();
     let runtime = runtime.map_err(|it| Failure::new(format!("an event loop could not be made: {it}")))?;
     let report = runtime.block_on(async {
@@ -170,10 +170,10 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     } else {
         out!("{}", report.table());
     }
-    if let Some(output) = &mut json {
+    if let Some(output) = json {
         output.write(&report.json())?;
     }
-    if let Some(output) = &mut html {
+    if let Some(output) = html {
         output.write(&report.html())?;
     }
     if report.is_whole() {
@@ -183,21 +183,32 @@ fn fan_in(options: &FanIn) -> Result<(), Failure> {
     }
 }
 
-/// A file for a report.
+/// A file for a report. One that was made for nothing is taken away.
 struct Output<'a> {
     path: &'a Path,
-    file: File,
+    is_left_over: bool,
 }
 
 impl<'a> Output<'a> {
-    fn create(path: &'a Path) -> Result<Self, Failure> {
-        let file = File::create(path).map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
-        Ok(Output { path, file })
+    /// Finds out whether it can be written.
+    fn open(path: &'a Path) -> Result<Self, Failure> {
+        let is_new = !path.exists();
+        let opened = File::options().append(true).create(true).open(path);
+        opened.map_err(|it| Failure::new(format!("{}: {it}", path.display())))?;
+        Ok(Output { path, is_left_over: is_new })
     }
 
-    fn write(&mut self, text: &str) -> Result<(), Failure> {
-        let written = self.file.write_all(text.as_bytes());
-        written.map_err(|it| Failure::new(format!("{}: {it}", self.path.display())))
+    fn write(mut self, text: &str) -> Result<(), Failure> {
+        self.is_left_over = false;
+        std::fs::write(self.path, text).map_err(|it| Failure::new(format!("{}: {it}", self.path.display())))
+    }
+}
+
+impl Drop for Output<'_> {
+    fn drop(&mut self) {
+        if self.is_left_over {
+            drop(std::fs::remove_file(self.path)); // an empty file harms nobody
+        }
     }
 }
 

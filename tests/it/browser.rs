@@ -168,7 +168,7 @@ async fn a_page_that_is_loaded_again_comes_back_into_its_session() {
     has(control, "streamgate_streaming_sessions{state=\"active\"} 1\n").await;
     has(control, "streamgate_streaming_sessions{state=\"detached\"} 0\n").await;
     for stage in ["answer", "connected"] {
-        let once = format!("streamgate_streaming_session_setup_seconds_count{{stage=\"{stage}\"}} 1\n");
+        let once = format!("streamgate_streaming_session_setup_seconds_count{{phase=\"{stage}\"}} 1\n");
         has(control, &once).await;
     }
     // Another tab is another session, and does not disturb this one.
