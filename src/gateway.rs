@@ -134,6 +134,8 @@ pub(crate) struct Loaded {
     pub(crate) program: Program,
     server_tls: Option<Arc<rustls::ServerConfig>>,
     client_tls: Option<Arc<rustls::ClientConfig>>,
+    /// When the certificate of browsers' TLS ends, in seconds since the Unix epoch.
+    certificate_expiry: Option<i64>,
     /// What an operator should know although it is no mistake.
     pub(crate) warnings: Vec<String>,
 }
@@ -194,8 +196,10 @@ impl Loaded {
         match (program, server_tls, client_tls) {
             (Some(program), Some(server_tls), Some(client_tls)) if problems.is_empty() => {
                 let (server_tls, expiry) = server_tls.unzip();
-                warnings.extend(expiry.flatten());
-                Ok(Loaded { program, server_tls, client_tls, warnings })
+                let expiry = expiry.flatten();
+                let certificate_expiry = expiry.as_ref().map(|it| it.at);
+                warnings.extend(expiry.and_then(|it| it.warning));
+                Ok(Loaded { program, server_tls, client_tls, certificate_expiry, warnings })
             }
             _ => Err(problems),
         }
@@ -253,9 +257,10 @@ impl Shared {
         tls: Option<TlsAcceptor>,
         lasting: Lasting,
     ) -> Result<Shared, Problems> {
-        let Checked { config, loaded: Loaded { program, server_tls, client_tls, .. } } = checked;
+        let Checked { config, loaded } = checked;
+        let Loaded { program, server_tls, client_tls, certificate_expiry, .. } = loaded;
         let Lasting { metrics, access, clock, tools, directory, totals, ready, draining } = lasting;
-        Ok(Shared {
+        let shared = Shared {
             generation,
             functions: Functions {
                 default: config.upstream.function_id.clone(),
@@ -276,7 +281,9 @@ impl Shared {
             draining,
             program,
             config,
-        })
+        };
+        shared.metrics.certificate_expiry(certificate_expiry);
+        Ok(shared)
     }
 
     /// The generation after this one.

@@ -921,7 +921,9 @@ impl Reader<'_> {
             .collect();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         for name in self.sources.env.names().filter(|it| it.starts_with("STREAMGATE_")) {
-            if !known.contains(&name) {
+            if !known.contains(&name)
+                && !is_of_a_service(name, self.sources.env.get(name).unwrap_or_default())
+            {
                 let place = Place::Env(name.into());
                 self.unknown_in(place, name, &known, "STREAMGATE_");
             }
@@ -941,6 +943,20 @@ impl Reader<'_> {
         };
         self.note(place, key, message);
     }
+}
+
+/// Whether Kubernetes has set a variable, for a Service whose name begins like ours: `streamgate` gives
+/// `STREAMGATE_SERVICE_HOST`, `STREAMGATE_PORT=tcp://…` and more to every container of its namespace.
+fn is_of_a_service(name: &str, value: &str) -> bool {
+    let is_number = |it: &str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit());
+    let of_port = |(_, rest): (&str, &str)| {
+        let (port, rest) = rest.split_once('_').unwrap_or((rest, ""));
+        is_number(port) && ["TCP", "UDP", "SCTP"].contains(&rest.split('_').next().unwrap_or_default())
+    };
+    name.ends_with("_SERVICE_HOST")
+        || (name.contains("_SERVICE_PORT") && is_number(value))
+        || (name.ends_with("_PORT") && value.contains("://"))
+        || name.rsplit_once("_PORT_").is_some_and(of_port)
 }
 
 impl Origin {

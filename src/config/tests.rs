@@ -102,6 +102,29 @@ fn a_misspelt_level_does_not_silence_the_log() {
 }
 
 #[test]
+fn what_kubernetes_says_of_a_service_of_our_name_is_no_setting() {
+    let of_services = [
+        ("STREAMGATE_SERVICE_HOST", "10.0.0.7"),
+        ("STREAMGATE_SERVICE_PORT", "443"),
+        ("STREAMGATE_SERVICE_PORT_HTTPS", "443"),
+        ("STREAMGATE_PORT", "tcp://10.0.0.7:443"),
+        ("STREAMGATE_PORT_443_TCP", "tcp://10.0.0.7:443"),
+        ("STREAMGATE_PORT_443_TCP_PROTO", "tcp"),
+        ("STREAMGATE_PORT_443_TCP_PORT", "443"),
+        ("STREAMGATE_PORT_443_TCP_ADDR", "10.0.0.7"),
+        ("STREAMGATE_MEDIA_PORT_48000_UDP", "udp://10.0.0.8:48000"),
+        ("STREAMGATE_ADMIN_SERVICE_HOST", "10.0.0.8"),
+    ];
+    gateway(&[&seed()[..], &of_services].concat(), "").expect("valid");
+    for name in
+        ["STREAMGATE_PORT", "STREAMGATE_LISTEN_PORT", "STREAMGATE_SERVICE_PORT_NAME", "STREAMGATE_PORT_HTTP"]
+    {
+        let told = gateway(&[&seed()[..], &[(name, "http")]].concat(), "").expect_err("no setting");
+        assert!(told.contains(name) && told.contains("unknown key"), "{told}");
+    }
+}
+
+#[test]
 fn every_default_has_the_type_of_its_setting() {
     let everything = "[streaming]\n[frontdoor]\n";
     let it = Sources::new(seed().into_iter().collect()).with_file("streamgate.toml", everything);

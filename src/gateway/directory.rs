@@ -218,6 +218,7 @@ impl Directory {
         let describe = |entry: &Arc<Entry>| {
             json!({
                 "id": entry.id.to_string(),
+                "session": entry.id.public_name(),
                 "principal": entry.about.identity.principal,
                 "function": entry.about.identity.function,
                 "state": if entry.is_attached() { "attached" } else { "parked" },

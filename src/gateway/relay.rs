@@ -1013,7 +1013,8 @@ impl Relay {
         }
         let identity = &self.entry.about.identity;
         tracing::info!(
-            request = %record.id, principal = identity.principal, reason = end.reason.name(), code = end.code,
+            request = %record.id, session = self.entry.id().public_name(), principal = identity.principal,
+            reason = end.reason.name(), code = end.code,
             seconds = took.as_secs_f64(), "A session ended."
         );
         self.tell(Phase::SessionEnd, end.reason.name());
@@ -1034,6 +1035,7 @@ impl Relay {
             route: &record.route,
             principal: &identity.principal,
             function: &identity.function,
+            session: &self.entry.id().public_name(),
             status: 101,
             reason: end.reason.name(),
             close: end.code,

@@ -26,8 +26,8 @@ use crate::secret;
 /// TLS 1.2 and 1.3 with rustls' suites: those of Mozilla's intermediate profile that rustls has (ECDHE with AES-GCM or
 /// ChaCha20-Poly1305; the profile's DHE suites do not exist in rustls). No session tickets: their key would be shared
 /// by all connections, as the profile says.
-pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<(Arc<ServerConfig>, Option<String>), Problem> {
-    let mut warning = None;
+pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<(Arc<ServerConfig>, Option<Expiry>), Problem> {
+    let mut ends = None;
     let (chain, key, subject) = match tls {
         Tls::SelfSigned => {
             let (chain, key) = self_signed(clock);
@@ -35,7 +35,7 @@ pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<(Arc<ServerConfig>, Opt
         }
         Tls::Files { certificate, key } => {
             let chain = certificates(certificate, "listen.tls.certificate")?;
-            warning = expiry(&chain, certificate, clock);
+            ends = Expiry::of(&chain, certificate, clock);
             let key_der = PrivateKeyDer::from_pem_file(key)
                 .map_err(|error| unreadable(key, "listen.tls.key", &error))?;
             (chain, key_der, format!("listen.tls.certificate = {:?}", certificate.display()))
@@ -48,24 +48,35 @@ pub(crate) fn server(tls: &Tls, clock: &Clock) -> Result<(Arc<ServerConfig>, Opt
     })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = 0;
-    Ok((Arc::new(config), warning))
+    Ok((Arc::new(config), ends))
 }
 
-/// Says so when a certificate of a chain has expired, or soon will.
-fn expiry(chain: &[CertificateDer<'_>], path: &Path, clock: &Clock) -> Option<String> {
-    // What cannot be read here may still be good to rustls.
-    let end =
-        |it: &CertificateDer<'_>| Some(parse_x509_certificate(it).ok()?.1.validity().not_after.to_datetime());
-    let end = chain.iter().filter_map(end).min()?;
-    let (file, day, left) = (path.display(), end.date(), end - OffsetDateTime::from(clock.wall()));
-    match left.whole_days() {
-        _ if left.is_negative() => {
-            Some(format!("the certificate in {file} has expired on {day}, browsers refuse it: renew it"))
-        }
-        days if left <= SOON => {
-            Some(format!("the certificate in {file} expires on {day}, {days} days from now: renew it"))
-        }
-        _ => None,
+/// The end of a chain of certificates.
+pub(crate) struct Expiry {
+    /// In seconds since the Unix epoch.
+    pub(crate) at: i64,
+    /// That it has come, or soon will.
+    pub(crate) warning: Option<String>,
+}
+
+impl Expiry {
+    fn of(chain: &[CertificateDer<'_>], path: &Path, clock: &Clock) -> Option<Expiry> {
+        // What cannot be read here may still be good to rustls.
+        let end = |it: &CertificateDer<'_>| {
+            Some(parse_x509_certificate(it).ok()?.1.validity().not_after.to_datetime())
+        };
+        let end = chain.iter().filter_map(end).min()?;
+        let (file, day, left) = (path.display(), end.date(), end - OffsetDateTime::from(clock.wall()));
+        let warning = match left.whole_days() {
+            _ if left.is_negative() => {
+                Some(format!("the certificate in {file} has expired on {day}, browsers refuse it: renew it"))
+            }
+            days if left <= SOON => {
+                Some(format!("the certificate in {file} expires on {day}, {days} days from now: renew it"))
+            }
+            _ => None,
+        };
+        Some(Expiry { at: end.unix_timestamp(), warning })
     }
 }
 

@@ -155,7 +155,8 @@ pub(crate) async fn serve(
                 shared.metrics.resume("reconnect", if resumed { "resumed" } else { "gone" });
                 shared.metrics.resume_took("reconnect", now - started);
             }
-            tracing::info!(request = %exchange.id, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
+            let session = exchange.session.id.as_deref();
+            tracing::info!(request = %exchange.id, session, principal = exchange.principal_id(), function = %function.id, resumed, "A session was opened.");
             let record = Record::new(exchange, &route.chain, now, listed, place);
             let Upgraded { conn: upstream, early: from_upstream, .. } = upgraded;
             let legs = ((conn, &early[..]), (upstream, &from_upstream[..]));
@@ -295,7 +296,9 @@ async fn come_back(
                 shared.metrics.resume_took(kind, shared.clock.now() - started);
                 exchange.response.status = StatusCode::SWITCHING_PROTOCOLS;
                 exchange.code = Some("resumed".into());
-                tracing::info!(request = %exchange.id, principal = exchange.principal_id(), "A browser has come back into its session.");
+                let session = admitted.seat.session.public_name();
+                tracing::info!(request = %exchange.id, %session, principal = exchange.principal_id(), "A browser has come back into its session.");
+                exchange.session.id = Some(session);
                 worker.finish_request(exchange, &route.chain, 0, 0, started);
                 return Back::Taken;
             }

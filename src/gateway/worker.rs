@@ -493,6 +493,7 @@ impl Worker {
             route,
             principal: exchange.principal_id(),
             function: exchange.function.as_deref().unwrap_or("-"),
+            session: exchange.session.id.as_deref().filter(|_| exchange.websocket).unwrap_or_default(),
             status: status.as_u16(),
             reason: exchange.code.as_deref().unwrap_or("ok"),
             close: 0,

@@ -40,6 +40,8 @@ pub(crate) struct Line<'a> {
     pub(crate) route: &'a str,
     pub(crate) principal: &'a str,
     pub(crate) function: &'a str,
+    /// The public name of the session that it belongs to; empty when there is none.
+    pub(crate) session: &'a str,
     pub(crate) status: u16,
     /// The error code, or why the session ended.
     pub(crate) reason: &'a str,
@@ -134,6 +136,9 @@ impl Line<'_> {
         put("route", self.route.into());
         put("principal", cut(self.principal).into());
         put("function", cut(self.function).into());
+        if !self.session.is_empty() {
+            put("session", self.session.into());
+        }
         put("status", self.status.into());
         put("reason", self.reason.into());
         if self.kind == "session" {
@@ -159,8 +164,11 @@ impl Line<'_> {
         write!(it, "{} {} {} {}", self.time(), self.kind, self.id, self.client()).expect(write);
         write!(it, " {} {}", quoted(self.method), quoted(self.path)).expect(write);
         write!(it, " route={} principal={}", quoted(self.route), quoted(self.principal)).expect(write);
-        write!(it, " function={} status={} reason={}", quoted(self.function), self.status, self.reason)
-            .expect(write);
+        write!(it, " function={}", quoted(self.function)).expect(write);
+        if !self.session.is_empty() {
+            write!(it, " session={}", self.session).expect(write);
+        }
+        write!(it, " status={} reason={}", self.status, self.reason).expect(write);
         if self.kind == "session" {
             write!(it, " close={}", self.close).expect(write);
         }
@@ -201,6 +209,7 @@ mod tests {
             route: "/**",
             principal: "ada",
             function: "f00d",
+            session: "",
             status: 101,
             reason: "closed_by_browser",
             close: 1000,

@@ -5,7 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -51,6 +52,7 @@ pub(crate) struct Metrics {
     plugin_errors: IntCounterVec,
     lua_memory: IntGaugeVec,
     generation: IntGauge,
+    certificate_expiry: IntGaugeVec,
     reloads: IntCounterVec,
     connections: IntGauge,
     connections_refused: IntCounterVec,
@@ -257,6 +259,12 @@ impl Metrics {
             ),
             lua_memory: gauges(r, "streamgate_lua_memory_bytes", "Memory of a worker's Lua VM.", &["worker"]),
             generation: gauge(r, "streamgate_generation", "How often the configuration was loaded."),
+            certificate_expiry: gauges(
+                r,
+                "streamgate_tls_certificate_expiry_timestamp_seconds",
+                "When the first certificate of a chain ends, in seconds since the Unix epoch, by the setting that names its file.",
+                &["setting"],
+            ),
             reloads: counters(
                 r,
                 "streamgate_reloads_total",
@@ -286,6 +294,7 @@ impl Metrics {
             registry: r.registry.clone(),
         };
         r.register("counter", Ok(log::LINES_DROPPED.clone()));
+        r.register_process();
         gauges(r, "streamgate_build_info", "1, with the version as a label.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -420,6 +429,14 @@ impl Metrics {
         self.lua_memory
             .with_label_values(&[worker.to_string().as_str()])
             .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// When the certificates of `listen.tls.certificate` end; none when there are none.
+    pub(crate) fn certificate_expiry(&self, end: Option<i64>) {
+        match end {
+            Some(end) => self.certificate_expiry.with_label_values(&["listen.tls.certificate"]).set(end),
+            None => self.certificate_expiry.reset(),
+        }
     }
 
     pub(crate) fn generation(&self, generation: i64) {
@@ -677,12 +694,24 @@ impl Registrar {
     ) -> C {
         let metric = metric.expect("the name and the labels of a metric are well formed");
         self.registry.register(Box::new(metric.clone())).expect("each metric is registered once");
-        for desc in metric.desc() {
-            let labels: Vec<String> = desc.variable_labels.iter().map(|it| format!("`{it}`")).collect();
-            let row = format!("| `{}` | {kind} | {} | {} |\n", desc.fq_name, labels.join(", "), desc.help);
-            self.rows.borrow_mut().push(row);
-        }
+        metric.desc().into_iter().for_each(|it| self.describe(kind, it));
         metric
+    }
+
+    /// What every exporter says of its process, by the names that all dashboards know.
+    fn register_process(&self) {
+        let process = ProcessCollector::for_self();
+        for desc in process.desc() {
+            let kind = if desc.fq_name.ends_with("_total") { "counter" } else { "gauge" };
+            self.describe(kind, desc);
+        }
+        self.registry.register(Box::new(process)).expect("there is one process");
+    }
+
+    fn describe(&self, kind: &str, desc: &Desc) {
+        let labels: Vec<String> = desc.variable_labels.iter().map(|it| format!("`{it}`")).collect();
+        let row = format!("| `{}` | {kind} | {} | {} |\n", desc.fq_name, labels.join(", "), desc.help);
+        self.rows.borrow_mut().push(row);
     }
 }
 

@@ -365,7 +365,11 @@ async fn a_certificate_that_ends_is_told() {
             .file("cert.pem", &pair.chain_pem)
             .file("key.pem", &pair.key_pem);
         let file = builder.text();
-        let told = builder.start().await.reload(&file).expect("it can be used").join("\n");
+        let gateway = builder.start().await;
+        let told = gateway.reload(&file).expect("it can be used").join("\n");
+        let setting = [("setting", "listen.tls.certificate")];
+        let shown = gateway.metric("streamgate_tls_certificate_expiry_timestamp_seconds", &setting);
+        assert_eq!(shown, end.unix_timestamp() as f64);
         assert_eq!(told.contains("cert.pem"), !said.is_empty(), "{told}");
         assert!(told.contains(said), "{told}");
         assert!(said.is_empty() || told.contains(&end.date().to_string()), "{told}");
