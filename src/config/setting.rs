@@ -202,7 +202,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting("streaming.exit_after_session", "boolean", "false",
         "End the process after one session, so that the container starts afresh for the next."),
     setting("streaming.require_creds", "boolean", "false",
-        "Be ready only once the STUN credentials have arrived."),
+        "Be ready only once the STUN credentials have arrived. As far as is known, NVCF gives them only to a container that is ready."),
 
     setting("frontdoor.address", "address:port", "\"127.0.0.1:10081\"",
         "Where the local front door listens."),

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use crate::config::duration;
 use crate::frontdoor::Shared;
 use crate::frontdoor::functions::object;
-use crate::frontdoor::problem::ApiError;
+use crate::frontdoor::problem::{ApiError, Named, Whole};
 
 /// What goes wrong at present, and who is told when something goes wrong once.
 pub(crate) struct Faults {
@@ -78,14 +77,14 @@ async fn show(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 /// Replaces what goes wrong; what is not named is well.
-async fn set(State(shared): State<Arc<Shared>>, body: Bytes) -> Result<Json<Value>, ApiError> {
+async fn set(State(shared): State<Arc<Shared>>, Whole(body): Whole) -> Result<Json<Value>, ApiError> {
     let state = parse(&object(&body)?)?;
     shared.faults.state.send_replace(state);
     tracing::info!(?state, "Faults were set.");
     Ok(Json(to_json(state)))
 }
 
-async fn cut(State(shared): State<Arc<Shared>>, Path(cut): Path<String>) -> Result<StatusCode, ApiError> {
+async fn cut(State(shared): State<Arc<Shared>>, Named(cut): Named<String>) -> Result<StatusCode, ApiError> {
     let (kind, forgets) = match cut.as_str() {
         "drop" => (Cut::Drop, false),
         "reset" => (Cut::Reset, false),

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -16,7 +15,7 @@ use uuid::Uuid;
 use crate::frontdoor::Shared;
 use crate::frontdoor::faults;
 use crate::frontdoor::health::{self, Health, Instance};
-use crate::frontdoor::problem::ApiError;
+use crate::frontdoor::problem::{ApiError, Named, Whole, method_not_allowed};
 
 /// All functions with their versions.
 #[derive(Default)]
@@ -39,17 +38,28 @@ struct Deployment {
     id: Uuid,
     created: String,
     specifications: Value,
-    instances: Vec<Arc<Instance>>,
+    running: Vec<Running>,
     /// The status that all its sessions are refused with (F18), to see what a gateway makes of it.
     refuse: Option<StatusCode>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
-impl Drop for Deployment {
+/// A container, and who asks it whether it is ready.
+struct Running {
+    instance: Arc<Instance>,
+    watch: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn new(instance: Instance, shared: &Arc<Shared>) -> Self {
+        let instance = Arc::new(instance);
+        let watch = tokio::spawn(health::watch(Arc::clone(&instance), Arc::clone(shared)));
+        Running { instance, watch }
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.watch.abort();
     }
 }
 
@@ -89,6 +99,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "No static resource.") })
         .with_state(Arc::clone(&shared))
         .merge(faults::router(shared))
+        .method_not_allowed_fallback(method_not_allowed)
 }
 
 impl Functions {
@@ -123,7 +134,15 @@ impl Version {
 
     /// The running containers.
     pub(crate) fn instances(&self) -> Vec<Arc<Instance>> {
-        self.deployment().as_ref().map_or(Vec::new(), |it| it.instances.clone())
+        let deployment = self.deployment();
+        let running = deployment.iter().flat_map(|it| &it.running);
+        running.map(|it| Arc::clone(&it.instance)).collect()
+    }
+
+    /// Its deployment is over, and with it the sessions.
+    fn undeploy(&self, shared: &Arc<Shared>) {
+        let deployment = self.deployment().take();
+        dismiss(shared, deployment.map_or(Vec::new(), |it| it.running));
     }
 
     /// The status that its sessions are refused with, if it was deployed to refuse them (F18).
@@ -135,8 +154,8 @@ impl Version {
     fn status(&self) -> &'static str {
         match &*self.deployment() {
             None => "INACTIVE",
-            Some(it) if it.instances.iter().any(|it| it.is_healthy()) => "ACTIVE",
-            Some(it) if it.instances.iter().any(|it| it.was_healthy()) => "ERROR",
+            Some(it) if it.running.iter().any(|it| it.instance.is_healthy()) => "ACTIVE",
+            Some(it) if it.running.iter().any(|it| it.instance.was_healthy()) => "ERROR",
             Some(_) => "DEPLOYING",
         }
     }
@@ -176,16 +195,22 @@ impl Version {
     }
 }
 
+/// Ends the sessions at containers that their function has no more.
+fn dismiss(shared: &Arc<Shared>, gone: Vec<Running>) {
+    gone.iter().for_each(|it| it.instance.dismiss());
+    shared.sessions.end_dismissed(shared);
+}
+
 type Answer = Result<Json<Value>, ApiError>;
 
-async fn create(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+async fn create(State(shared): State<Arc<Shared>>, Whole(body): Whole) -> Answer {
     add(&shared, Uuid::new_v4(), &body)
 }
 
 async fn create_version(
     State(shared): State<Arc<Shared>>,
-    Path(function): Path<Uuid>,
-    body: Bytes,
+    Named(function): Named<Uuid>,
+    Whole(body): Whole,
 ) -> Answer {
     if !shared.functions.all().contains_key(&function) {
         return Err(ApiError::not_found("Function", function));
@@ -210,35 +235,41 @@ async fn ids(State(shared): State<Arc<Shared>>) -> Answer {
     Ok(Json(json!({ "functionIds": ids })))
 }
 
-async fn versions(State(shared): State<Arc<Shared>>, Path(function): Path<Uuid>) -> Answer {
+async fn versions(State(shared): State<Arc<Shared>>, Named(function): Named<Uuid>) -> Answer {
     let all = shared.functions.all();
     let versions = all.get(&function).ok_or_else(|| ApiError::not_found("Function", function))?;
     Ok(Json(json!({ "functions": versions.iter().map(|it| it.to_json()).collect::<Vec<_>>() })))
 }
 
-async fn version(State(shared): State<Arc<Shared>>, Path((function, version)): Path<(Uuid, Uuid)>) -> Answer {
+async fn version(
+    State(shared): State<Arc<Shared>>,
+    Named((function, version)): Named<(Uuid, Uuid)>,
+) -> Answer {
     Ok(Json(json!({ "function": shared.functions.version(function, version)?.to_json() })))
 }
 
 async fn delete_version(
     State(shared): State<Arc<Shared>>,
-    Path((function, version)): Path<(Uuid, Uuid)>,
+    Named((function, version)): Named<(Uuid, Uuid)>,
 ) -> Result<StatusCode, ApiError> {
-    shared.functions.version(function, version)?;
-    let mut all = shared.functions.all();
-    if let Some(versions) = all.get_mut(&function) {
-        versions.retain(|it| it.id != version);
-        if versions.is_empty() {
-            all.remove(&function);
+    let found = shared.functions.version(function, version)?;
+    {
+        let mut all = shared.functions.all();
+        if let Some(versions) = all.get_mut(&function) {
+            versions.retain(|it| it.id != version);
+            if versions.is_empty() {
+                all.remove(&function);
+            }
         }
     }
+    found.undeploy(&shared);
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn deploy(
     State(shared): State<Arc<Shared>>,
-    Path((function, version)): Path<(Uuid, Uuid)>,
-    body: Bytes,
+    Named((function, version)): Named<(Uuid, Uuid)>,
+    Whole(body): Whole,
 ) -> Answer {
     let version = shared.functions.version(function, version)?;
     let body = object(&body)?;
@@ -254,7 +285,7 @@ async fn deploy(
         Some(Some(503)) => Some(StatusCode::SERVICE_UNAVAILABLE),
         Some(_) => return Err(ApiError::bad("refuse: expected 403, 429 or 503")),
     };
-    let mut instances = Vec::new();
+    let mut described = Vec::new();
     for (idx, item) in items.iter().enumerate() {
         let at = |field: &str| format!("deploymentSpecifications[{idx}].{field}");
         let concurrency = match item.get("maxRequestConcurrency") {
@@ -281,33 +312,44 @@ async fn deploy(
             };
             let health = version.health.on_port(port("healthPort", version.health.port)?);
             let inference_port = port("inferencePort", version.inference_port)?;
-            instances.push(Arc::new(Instance::new(host, inference_port, health, concurrency as usize)));
+            described.push(Instance::new(host, inference_port, health, concurrency as usize));
         }
     }
-    let tasks = instances
-        .iter()
-        .map(|it| tokio::spawn(health::watch(Arc::clone(it), shared.clock.clone())))
-        .collect();
-    let deployment =
-        Deployment { id: Uuid::new_v4(), created: now(&shared), specifications, instances, refuse, tasks };
-    *version.deployment() = Some(deployment);
+    let gone = {
+        let mut deployment = version.deployment();
+        let mut before = deployment.take().map_or(Vec::new(), |it| it.running);
+        // A container that stays keeps its sessions, and they their places.
+        let running = described.into_iter().map(|it| {
+            let Some(idx) = before.iter().position(|old| old.instance.is_at(&it)) else {
+                return Running::new(it, &shared);
+            };
+            let kept = before.swap_remove(idx);
+            kept.instance.resize(&it);
+            kept
+        });
+        let running = running.collect();
+        *deployment =
+            Some(Deployment { id: Uuid::new_v4(), created: now(&shared), specifications, running, refuse });
+        before
+    };
+    dismiss(&shared, gone);
     version.deployment_json().map(Json)
 }
 
 async fn deployment(
     State(shared): State<Arc<Shared>>,
-    Path((function, version)): Path<(Uuid, Uuid)>,
+    Named((function, version)): Named<(Uuid, Uuid)>,
 ) -> Answer {
     shared.functions.version(function, version)?.deployment_json().map(Json)
 }
 
 async fn undeploy(
     State(shared): State<Arc<Shared>>,
-    Path((function, version)): Path<(Uuid, Uuid)>,
+    Named((function, version)): Named<(Uuid, Uuid)>,
 ) -> Answer {
     let version = shared.functions.version(function, version)?;
     version.deployment_json()?;
-    drop(version.deployment().take());
+    version.undeploy(&shared);
     Ok(Json(json!({ "function": version.to_json() })))
 }
 

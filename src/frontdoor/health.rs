@@ -1,7 +1,8 @@
 //! The containers behind a function: whether they are ready, and how many sessions they take.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,9 +11,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, Semaphore};
 
 use crate::clock::Clock;
+use crate::frontdoor::Shared;
 use crate::frontdoor::functions::port;
 use crate::frontdoor::stun;
 
@@ -32,10 +33,20 @@ pub(crate) struct Instance {
     health: Health,
     is_healthy: AtomicBool,
     was_healthy: AtomicBool,
-    /// One place for each session at a time (F26).
-    pub(crate) places: Arc<Semaphore>,
-    /// Whether it has the credentials for the STUN server.
-    has_creds: Mutex<bool>,
+    /// One place for each session at a time (F26), and how many of them are taken.
+    n_places: AtomicUsize,
+    n_taken: AtomicUsize,
+    /// Whether its function has it no more.
+    is_dismissed: AtomicBool,
+}
+
+/// A session's place at an instance, until it is dropped.
+pub(crate) struct Place(Arc<Instance>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.n_taken.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// How often a container is asked; during a session too (F21).
@@ -87,16 +98,44 @@ impl Health {
 }
 
 impl Instance {
-    pub(crate) fn new(host: &str, port: u16, health: Health, concurrency: usize) -> Self {
+    pub(crate) fn new(host: &str, port: u16, health: Health, n_places: usize) -> Self {
         Instance {
             host: host.to_owned(),
             port,
             health,
             is_healthy: AtomicBool::new(false),
             was_healthy: AtomicBool::new(false),
-            places: Arc::new(Semaphore::new(concurrency)),
-            has_creds: Mutex::new(false),
+            n_places: AtomicUsize::new(n_places),
+            n_taken: AtomicUsize::new(0),
+            is_dismissed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether both are the same container.
+    pub(crate) fn is_at(&self, other: &Instance) -> bool {
+        (&self.host, self.port, self.health.port) == (&other.host, other.port, other.health.port)
+    }
+
+    /// Has as many places as `other` from now on; sessions that have one keep it.
+    pub(crate) fn resize(&self, other: &Instance) {
+        self.n_places.store(other.n_places.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    /// A place, if there is one.
+    pub(crate) fn take_place(self: &Arc<Self>) -> Option<Place> {
+        let n_places = self.n_places.load(Ordering::Acquire);
+        let more = |n: usize| (n < n_places).then_some(n + 1);
+        let taken = self.n_taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        taken.is_ok().then(|| Place(Arc::clone(self)))
+    }
+
+    /// Its function has it no more.
+    pub(crate) fn dismiss(&self) {
+        self.is_dismissed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.is_dismissed.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
@@ -116,26 +155,22 @@ impl Instance {
         json!({ "instanceStatus": status, "host": self.host, "inferencePort": self.port, "healthPort": self.health.port })
     }
 
-    /// Posts the STUN credentials once, before the first WebSocket (F22).
+    /// Posts the STUN credentials (F22). The app may have them already: whether it has restarted since is not seen.
     pub(crate) async fn prepare(&self, stun: &stun::Server, clock: &Clock) -> Result<(), String> {
-        let mut has_creds = self.has_creds.lock().await;
-        if *has_creds {
-            return Ok(());
-        }
-        let body = json!({
-            "stunIp": stun.address.ip().to_string(),
-            "stunPort": stun.address.port(),
-            "username": stun.username,
-            "password": stun.password.expose(),
-            "privateSharedPort": 5004,
-            "zone": "local", // a field that no app knows: it must be ignored
-        });
-        let posted = ask(&self.host, self.health.port, Method::POST, "/v1/streaming/creds", body.to_string());
+        let body = |local: IpAddr| {
+            let body = json!({
+                "stunIp": stun.ip_at(local).to_string(),
+                "stunPort": stun.address.port(),
+                "username": stun.username,
+                "password": stun.password.expose(),
+                "privateSharedPort": 5004,
+                "zone": "local", // a field that no app knows: it must be ignored
+            });
+            body.to_string()
+        };
+        let posted = self.ask(Method::POST, "/v1/streaming/creds", body);
         match clock.timeout(self.health.timeout, posted).await {
-            Some(Ok((StatusCode::OK, _))) => {
-                *has_creds = true;
-                Ok(())
-            }
+            Some(Ok((StatusCode::OK, _))) => Ok(()),
             Some(Ok((status, _))) => Err(format!("the app answered {status} to its credentials")),
             Some(Err(error)) => Err(format!("the app could not be given its credentials: {error}")),
             None => Err("the app did not take its credentials in time".into()),
@@ -160,8 +195,7 @@ impl Instance {
     /// Asks whether a session is still waited for, or ends it.
     pub(crate) async fn end_session(&self, session: &str, graceful: bool, clock: &Clock) -> Awaited {
         let body = json!({ "sessionId": session, "gracefulShutdown": graceful });
-        let asked =
-            ask(&self.host, self.health.port, Method::POST, "/v1/streaming/endsession", body.to_string());
+        let asked = self.ask(Method::POST, "/v1/streaming/endsession", |_| body.to_string());
         match clock.timeout(self.health.timeout, asked).await {
             Some(Ok((StatusCode::OK, body))) => {
                 match serde_json::from_slice::<Value>(&body)
@@ -178,14 +212,53 @@ impl Instance {
             Some(Err(_)) => Awaited::Gone,
         }
     }
+
+    /// One request to the container's control server. The body may depend on the address by which it is reached.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl FnOnce(IpAddr) -> String,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let (host, port) = (self.host.as_str(), self.health.port);
+        let tcp = TcpStream::connect((host, port)).await.map_err(|it| it.to_string())?;
+        let body = body(tcp.local_addr().map_err(|it| it.to_string())?.ip());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|it| it.to_string())?;
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", format!("{host}:{port}"))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|it| it.to_string())?;
+        let answered = sender.send_request(request).await.map_err(|it| it.to_string());
+        let answer = match answered {
+            Ok(response) => {
+                let status = response.status();
+                let body = Limited::new(response.into_body(), 64 << 10).collect().await;
+                Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+            }
+            Err(error) => Err(error),
+        };
+        connection.abort();
+        answer
+    }
 }
 
-/// Asks a container for ever whether it is ready.
-pub(crate) async fn watch(instance: Arc<Instance>, clock: Clock) {
+/// Asks a container for ever whether it is ready. One that answers and is not may wait for its credentials, or have
+/// restarted since it got them: it gets them each time.
+pub(crate) async fn watch(instance: Arc<Instance>, shared: Arc<Shared>) {
+    let clock = &shared.clock;
     loop {
         let health = &instance.health;
-        let asked = ask(&instance.host, health.port, Method::GET, &health.uri, String::new());
-        let is_healthy = matches!(clock.timeout(health.timeout, asked).await, Some(Ok((status, _))) if status.as_u16() == health.expected);
+        let asked = instance.ask(Method::GET, &health.uri, |_| String::new());
+        let status = match clock.timeout(health.timeout, asked).await {
+            Some(Ok((status, _))) => Some(status.as_u16()),
+            _ => None,
+        };
+        let is_healthy = status == Some(health.expected);
         if instance.is_healthy.swap(is_healthy, Ordering::Relaxed) != is_healthy {
             tracing::info!(
                 host = instance.host,
@@ -196,43 +269,13 @@ pub(crate) async fn watch(instance: Arc<Instance>, clock: Clock) {
         }
         if is_healthy {
             instance.was_healthy.store(true, Ordering::Relaxed);
-        } else {
-            *instance.has_creds.lock().await = false; // a container that comes back has forgotten them
+        } else if status.is_some()
+            && let Err(error) = instance.prepare(&shared.stun, clock).await
+        {
+            tracing::debug!(error, "A container that is not ready did not take its credentials.");
         }
         clock.sleep(EVERY).await;
     }
-}
-
-/// One request to a container's control server.
-async fn ask(
-    host: &str,
-    port: u16,
-    method: Method,
-    path: &str,
-    body: String,
-) -> Result<(StatusCode, Bytes), String> {
-    let tcp = TcpStream::connect((host, port)).await.map_err(|it| it.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(|it| it.to_string())?;
-    let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", format!("{host}:{port}"))
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|it| it.to_string())?;
-    let answered = sender.send_request(request).await.map_err(|it| it.to_string());
-    let answer = match answered {
-        Ok(response) => {
-            let status = response.status();
-            let body = Limited::new(response.into_body(), 64 << 10).collect().await;
-            Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
-        }
-        Err(error) => Err(error),
-    };
-    connection.abort();
-    answer
 }
 
 /// Reads `PT10S`, `PT1M`, `PT1M30S`.

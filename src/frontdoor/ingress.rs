@@ -28,7 +28,7 @@ use ring::digest::{SHA256, digest};
 use socket2::{SockRef, Socket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tower_service::Service;
 use uuid::Uuid;
 
@@ -36,7 +36,7 @@ use crate::clock::Instant;
 use crate::frontdoor::Shared;
 use crate::frontdoor::faults::Cut;
 use crate::frontdoor::functions::{self, Version};
-use crate::frontdoor::health::{Awaited, Instance};
+use crate::frontdoor::health::{Awaited, Instance, Place};
 use crate::frontdoor::problem::ApiError;
 use crate::secret::Secret;
 
@@ -54,7 +54,7 @@ pub(crate) struct Session {
     account: [u8; 32],
     instance: Arc<Instance>,
     /// Its place at the instance, until it ends.
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+    place: Mutex<Option<Place>>,
     connections: Mutex<Connections>,
     ended: watch::Sender<bool>,
     began: Instant,
@@ -66,6 +66,8 @@ pub(crate) struct Session {
 #[derive(Default)]
 struct Connections {
     n: usize,
+    /// Whether the app has had its credentials for this session.
+    has_creds: bool,
     /// Whether one of them has reached the app.
     has_reached_app: bool,
     /// How often the last one has left: a hold is over when nobody has come and gone since.
@@ -79,12 +81,31 @@ struct Connection {
     bound: tokio::sync::Mutex<HashMap<(Uuid, Option<Uuid>), Tunnel>>,
 }
 
-/// A connection's way to its worker. It can be dialled only once (F10).
+/// A connection's way to its worker.
 struct Tunnel {
     attached: Attached,
-    sender: Option<SendRequest<Incoming>>,
+    line: Line,
     /// The cookie is given once for each connection (F7).
     has_cookie: bool,
+}
+
+/// The connection to the app, which can be dialled only once (F10).
+enum Line {
+    /// So far nobody has asked the app (F20).
+    Undialled,
+    Free(SendRequest<Incoming>),
+    /// It carries an answer, or has become a WebSocket.
+    Taken,
+}
+
+/// What a request is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    App,
+    /// The session itself, without the app (F20).
+    Session,
+    /// Its end, without the app.
+    End,
 }
 
 /// A connection that counts for its session as long as this lives.
@@ -174,35 +195,51 @@ async fn proxy(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
     let said = Said::of(request.headers());
-    let asked = said.routing();
-    let mut bound = connection.bound.lock().await;
-    // F9: on a bound connection neither the request id nor the authorization is looked at again.
-    if let Some(key) = &asked
-        && !bound.contains_key(key)
-    {
-        let session = open(shared, &said).await?;
-        if let Some(window) = window(request.headers()) {
-            session.window.store(window, Ordering::Relaxed);
-        }
-        if request.headers().get("x-nvcf-absorb").is_some_and(|it| it == "true") {
-            return absorb(shared, &session, request.method());
-        }
-        let attached = Attached::new(shared, &session);
-        let sender = dial(&session.instance).await?;
-        session.connections().has_reached_app = true;
-        bound.insert(*key, Tunnel { attached, sender: Some(sender), has_cookie: false });
-    }
-    let Some(tunnel) = asked.as_ref().and_then(|key| bound.get_mut(key)) else {
+    let about = About::of(&request);
+    let Some(key) = said.routing() else {
         said.check()?; // says what is missing
         return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "unreachable"));
     };
-    let session = Arc::clone(&tunnel.attached.session);
+    let mut bound = connection.bound.lock().await;
+    // F9: on a bound connection neither the request id nor the authorization is looked at again, unless its session is over.
+    bound.retain(|_, it| !it.attached.session.has_ended());
+    let session = match bound.get(&key) {
+        Some(tunnel) => Arc::clone(&tunnel.attached.session),
+        None => open(shared, &said, about).await?,
+    };
+    if about == About::End {
+        shared.sessions.end(&session);
+        bound.remove(&key);
+        let mut response = text(StatusCode::OK, "");
+        response.headers_mut().insert("nvcf-reqid", id_header(session.id));
+        return Ok(response);
+    }
+    if let Some(window) = window(request.headers()) {
+        session.window.store(window, Ordering::Relaxed);
+    }
+    let tunnel = bound.entry(key).or_insert_with(|| Tunnel::new(Attached::new(shared, &session)));
+    if about == About::Session {
+        let mut response = text(StatusCode::OK, "");
+        tunnel.sign(response.headers_mut());
+        return Ok(response);
+    }
     request.headers_mut().insert("nvcf-reqid", id_header(session.id)); // F8
     let upgrades = request.headers().contains_key(http::header::UPGRADE);
     let client = upgrades.then(|| hyper::upgrade::on(&mut request));
     // F10: a tunnel that still carries another answer would have to be dialled a second time.
     let dial_again = || Refusal::new(StatusCode::BAD_GATEWAY, "can only dial once");
-    let mut sender = tunnel.sender.take().ok_or_else(dial_again)?;
+    if matches!(tunnel.line, Line::Undialled) {
+        match reach(shared, &session).await {
+            Ok(sender) => tunnel.line = Line::Free(sender),
+            Err(refusal) => {
+                bound.remove(&key);
+                return Err(refusal);
+            }
+        }
+    }
+    let Line::Free(mut sender) = std::mem::replace(&mut tunnel.line, Line::Taken) else {
+        return Err(dial_again());
+    };
     if !matches!(shared.clock.timeout(FREE_WITHIN, sender.ready()).await, Some(Ok(()))) {
         return Err(dial_again());
     }
@@ -223,15 +260,36 @@ async fn proxy(
             drop(attached);
         });
     } else {
-        tunnel.sender = Some(sender);
+        tunnel.line = Line::Free(sender);
     }
-    let headers = response.headers_mut();
-    headers.insert("nvcf-reqid", id_header(session.id)); // F7
-    if !std::mem::replace(&mut tunnel.has_cookie, true) {
-        let cookie = format!("{COOKIE_NAME}={}", session.id);
-        headers.append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("a UUID is a header value"));
-    }
+    tunnel.sign(response.headers_mut());
     Ok(response.map(BodyExt::boxed_unsync))
+}
+
+impl About {
+    fn of(request: &Request<Incoming>) -> About {
+        match request.headers().get("x-nvcf-absorb").is_some_and(|it| it == "true") {
+            false => About::App,
+            true if request.method() == Method::DELETE => About::End,
+            true => About::Session,
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(attached: Attached) -> Self {
+        Tunnel { attached, line: Line::Undialled, has_cookie: false }
+    }
+
+    /// Says in a response whose session it is of (F7).
+    fn sign(&mut self, headers: &mut HeaderMap) {
+        let id = self.attached.session.id;
+        headers.insert("nvcf-reqid", id_header(id));
+        if !std::mem::replace(&mut self.has_cookie, true) {
+            let cookie = format!("{COOKIE_NAME}={id}");
+            headers.append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("a UUID is a header value"));
+        }
+    }
 }
 
 /// What a request says about its session: headers first, then the entries of `Sec-WebSocket-Protocol` (F2, F3).
@@ -302,7 +360,7 @@ impl Said {
 }
 
 /// Finds the session to come back into, or opens one. The order of the checks is NVCF's (F6).
-async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal> {
+async fn open(shared: &Arc<Shared>, said: &Said, about: About) -> Result<Arc<Session>, Refusal> {
     let (token, function) = said.check()?;
     if shared.config.token.as_ref().is_some_and(|it| !it.matches(&token)) {
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, "the authorization is not valid"));
@@ -324,7 +382,14 @@ async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal
         };
         return Err(Refusal::new(status, text)); // F18
     }
-    let Some(id) = said.request_id else { return begin(shared, &found, account).await };
+    let Some(id) = said.request_id else {
+        if about == About::End {
+            let text =
+                format!("no session to end: neither nvcf-reqid nor the cookie {COOKIE_NAME} names one");
+            return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+        }
+        return begin(shared, &found, account, about).await;
+    };
     let faults = shared.faults.now();
     let is_registered = |it: &Arc<Session>| shared.clock.now() - it.began >= faults.registration_delay; // F16
     let Some(session) = shared.sessions.find(id).filter(is_registered) else {
@@ -356,14 +421,23 @@ async fn open(shared: &Arc<Shared>, said: &Said) -> Result<Arc<Session>, Refusal
     Ok(session)
 }
 
-/// Waits for an instance that is ready and has a place (F12, F26).
-async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Result<Arc<Session>, Refusal> {
+/// Waits for an instance that is ready and has a place (F12, F26). Its app gets its credentials, unless it is not asked.
+async fn begin(
+    shared: &Arc<Shared>,
+    version: &Version,
+    account: [u8; 32],
+    about: About,
+) -> Result<Arc<Session>, Refusal> {
+    let asks_app = about == About::App;
     let found = async {
         loop {
             for instance in version.instances() {
                 if instance.is_healthy()
-                    && let Ok(place) = Arc::clone(&instance.places).try_acquire_owned()
+                    && let Some(place) = instance.take_place()
                 {
+                    if !asks_app {
+                        return (instance, place);
+                    }
                     match instance.prepare(&shared.stun, &shared.clock).await {
                         Ok(()) => return (instance, place),
                         Err(error) => tracing::warn!(error, "A worker could not be prepared."),
@@ -383,30 +457,30 @@ async fn begin(shared: &Arc<Shared>, version: &Version, account: [u8; 32]) -> Re
         account,
         instance,
         place: Mutex::new(Some(place)),
-        connections: Mutex::default(),
+        connections: Mutex::new(Connections { has_creds: asks_app, ..Connections::default() }),
         ended: watch::Sender::new(false),
         began: shared.clock.now(),
         window: AtomicU64::new(WINDOW),
     });
     shared.sessions.lock().insert(session.id, Arc::clone(&session));
-    // A session that nobody connects to ends like one that everybody has left.
-    drop(Attached::new(shared, &session));
+    // Whoever dismisses an instance ends the sessions that are known by then.
+    if session.instance.is_dismissed() {
+        shared.sessions.end(&session);
+        return Err(Refusal::no_worker());
+    }
     Ok(session)
 }
 
-/// `X-NVCF-ABSORB` asks about the session itself, without the app (F20).
-fn absorb(shared: &Arc<Shared>, session: &Arc<Session>, method: &Method) -> Result<Response<Body>, Refusal> {
-    let mut response = text(StatusCode::OK, "");
-    if method == Method::DELETE {
-        shared.sessions.end(session);
-    } else {
-        let cookie = format!("{COOKIE_NAME}={}", session.id);
-        response
-            .headers_mut()
-            .append(SET_COOKIE, HeaderValue::from_str(&cookie).expect("a UUID is a header value"));
+/// Dials the app of a session. One that has not had its credentials for it gets them before (F22).
+async fn reach(shared: &Shared, session: &Session) -> Result<SendRequest<Incoming>, Refusal> {
+    if !session.connections().has_creds {
+        let prepared = session.instance.prepare(&shared.stun, &shared.clock).await;
+        prepared.map_err(|it| Refusal::new(StatusCode::BAD_GATEWAY, it))?;
+        session.connections().has_creds = true;
     }
-    response.headers_mut().insert("nvcf-reqid", id_header(session.id));
-    Ok(response)
+    let sender = dial(&session.instance).await?;
+    session.connections().has_reached_app = true;
+    Ok(sender)
 }
 
 async fn dial(instance: &Instance) -> Result<SendRequest<Incoming>, Refusal> {
@@ -524,6 +598,10 @@ fn window(headers: &HeaderMap) -> Option<u64> {
 }
 
 impl Session {
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
     fn connections(&self) -> std::sync::MutexGuard<'_, Connections> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -542,6 +620,20 @@ impl Sessions {
     pub(crate) fn forget(&self) {
         let all: Vec<Arc<Session>> = self.lock().values().cloned().collect();
         all.iter().for_each(|it| self.end(it));
+    }
+
+    /// Ends those whose instance is dismissed. Its container may run on, so the app is told to be free for others.
+    pub(crate) fn end_dismissed(&self, shared: &Arc<Shared>) {
+        let all: Vec<Arc<Session>> = self.lock().values().cloned().collect();
+        for session in all.into_iter().filter(|it| it.instance.is_dismissed()) {
+            self.end(&session);
+            if session.connections().has_reached_app {
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move {
+                    session.instance.end_session(&session.id.to_string(), true, &shared.clock).await
+                });
+            }
+        }
     }
 
     fn end(&self, session: &Session) {

@@ -3,7 +3,7 @@
 //! NVCF's streaming proxy opens a port for a session when the app's media socket sends it an authenticated Binding.
 //! Locally there is nothing to open: the address it answers is the one that browsers can reach anyway.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ring::hmac;
@@ -17,6 +17,14 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) username: String,
     pub(crate) password: Secret,
+}
+
+impl Server {
+    /// The server's address for a container that reaches this machine at `local`. All addresses are none.
+    pub(crate) fn ip_at(&self, local: IpAddr) -> IpAddr {
+        let bound = self.address.ip();
+        if bound.is_unspecified() { local.to_canonical() } else { bound }
+    }
 }
 
 const MAGIC: u32 = 0x2112_a442;
@@ -58,12 +66,13 @@ fn answer(datagram: &[u8], from: SocketAddr, server: &Server) -> Option<Vec<u8>>
     let id: &[u8; 12] = header[8..20].try_into().ok()?;
     match is_proved(datagram, server) {
         Some(true) => {
-            let mut value = vec![0, if from.is_ipv4() { 1 } else { 2 }];
+            let ip = from.ip().to_canonical(); // a socket for both families sees IPv4 as IPv6
+            let mut value = vec![0, if ip.is_ipv4() { 1 } else { 2 }];
             value.extend((from.port() ^ (MAGIC >> 16) as u16).to_be_bytes());
             let mask = [&MAGIC.to_be_bytes()[..], id].concat();
-            let address = match from.ip() {
-                std::net::IpAddr::V4(it) => it.octets().to_vec(),
-                std::net::IpAddr::V6(it) => it.octets().to_vec(),
+            let address = match ip {
+                IpAddr::V4(it) => it.octets().to_vec(),
+                IpAddr::V6(it) => it.octets().to_vec(),
             };
             value.extend(address.iter().zip(mask).map(|(a, b)| a ^ b));
             Some(message(BINDING_SUCCESS, id, XOR_MAPPED_ADDRESS, &value, Some(server.password.expose())))
@@ -148,8 +157,10 @@ mod tests {
     #[test]
     fn whoever_proves_itself_learns_its_address() {
         let from: SocketAddr = ([192, 0, 2, 7], 40000).into();
-        for name in ["user", "user:40000", "user40000"] {
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:40000".parse().expect("an address");
+        for (name, from) in [("user", from), ("user:40000", from), ("user40000", from), ("user", mapped)] {
             let answer = answer(&request(name, Some("pass")), from, &server()).expect("an answer");
+            assert_eq!(answer[25], 1, "IPv4");
             assert_eq!(answer[..2], BINDING_SUCCESS.to_be_bytes(), "{name}");
             let port = u16::from_be_bytes([answer[26], answer[27]]) ^ (MAGIC >> 16) as u16;
             let ip: Vec<u8> = answer[28..32].iter().zip(MAGIC.to_be_bytes()).map(|(a, b)| a ^ b).collect();

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use streamgate::clock::Clock;
 use streamgate::config::{Env, Role, Sources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
 use crate::support::raw::from_browser;
 use crate::support::upstream::{Act, header};
-use crate::support::{Answer, Client, Folder, Gateway, Leg, Upstream, gateway, soon};
+use crate::support::{Answer, Client, Folder, Gateway, Leg, Upstream, advancing, gateway, soon};
 
 const ACCESS: &str = "the-key-of-the-account";
 
@@ -38,7 +38,11 @@ impl Door {
     }
 
     async fn on(lines: &str, clock: Clock) -> Door {
-        let file = format!("[frontdoor]\naddress = \"127.0.0.1:0\"\n{lines}\n");
+        Door::at("127.0.0.1:0", lines, clock).await
+    }
+
+    async fn at(address: &str, lines: &str, clock: Clock) -> Door {
+        let file = format!("[frontdoor]\naddress = \"{address}\"\n{lines}\n");
         let config = Sources::new(Env::default())
             .with_file("door.toml", file)
             .resolve(Role::FrontDoor)
@@ -60,9 +64,13 @@ impl Door {
 
     /// A function, not deployed: its id and its version's.
     async fn create(&self, kind: &str, container: &Container) -> (String, String) {
+        self.create_at(kind, container.control, container.inference).await
+    }
+
+    async fn create_at(&self, kind: &str, control: u16, inference: u16) -> (String, String) {
         let body = json!({
-            "name": "my-stream", "inferenceUrl": "/sign_in", "inferencePort": container.inference, "functionType": kind,
-            "health": { "protocol": "HTTP", "uri": "/v1/streaming/ready", "port": container.control, "timeout": "PT10S", "expectedStatusCode": 200 },
+            "name": "my-stream", "inferenceUrl": "/sign_in", "inferencePort": inference, "functionType": kind,
+            "health": { "protocol": "HTTP", "uri": "/v1/streaming/ready", "port": control, "timeout": "PT10S", "expectedStatusCode": 200 },
             "containerImage": "registry.example/stream:1", "apiBodyFormat": "CUSTOM",
         });
         let created = self.api("POST", "/v2/nvcf/functions", &body.to_string()).await;
@@ -86,12 +94,17 @@ impl Door {
 
     async fn deploy(&self, function: &str, version: &str, specification: Value) -> Answer {
         let body = json!({ "deploymentSpecifications": [specification] });
-        self.api(
-            "POST",
-            &format!("/v2/nvcf/deployments/functions/{function}/versions/{version}"),
-            &body.to_string(),
-        )
-        .await
+        self.api("POST", &deployment(function, version), &body.to_string()).await
+    }
+
+    /// Whether a session is known, asked without connecting to it: by somebody whose it is not (F14).
+    async fn knows(&self, function: &str, id: &str) -> bool {
+        let headers = [("Authorization", "Bearer a stranger"), ("Function-ID", function), ("nvcf-reqid", id)];
+        match self.ask("GET", &headers).await.status {
+            500 => true,
+            404 => false,
+            status => panic!("a stranger was answered {status}"),
+        }
     }
 
     /// A function at work.
@@ -159,6 +172,30 @@ impl Container {
         Container { control, inference: upstream.address.port(), is_ready, creds, asked, says }
     }
 
+    /// Waits until it has heard that a session is over.
+    async fn is_told_to_end(&self, id: &str) {
+        let expected = json!({ "sessionId": id, "gracefulShutdown": true });
+        let is_told = || {
+            let asked = self.asked.lock().expect("not poisoned");
+            asked.iter().any(|it| serde_json::from_str::<Value>(it).expect("JSON") == expected)
+        };
+        let told = async {
+            while !is_told() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("a graceful end", told).await;
+    }
+
+    fn n_creds(&self) -> usize {
+        self.creds.lock().expect("not poisoned").len()
+    }
+
+    fn last_creds(&self) -> Value {
+        let creds = self.creds.lock().expect("not poisoned");
+        serde_json::from_str(creds.last().expect("it has some")).expect("JSON")
+    }
+
     /// Waits until it was asked so often about the end of sessions, while time passes; gives the last question.
     async fn asked(&self, n: usize, clock: &Clock) -> Value {
         let passes = async {
@@ -173,6 +210,11 @@ impl Container {
         };
         soon("a question", passes).await
     }
+}
+
+/// The path of a deployment.
+fn deployment(function: &str, version: &str) -> String {
+    format!("/v2/nvcf/deployments/functions/{function}/versions/{version}")
 }
 
 fn bearer() -> (&'static str, String) {
@@ -231,16 +273,15 @@ async fn a_function_is_active_once_its_container_is_ready_and_gets_its_credentia
     assert_eq!((answer.status, door.status(&function, &version).await.as_str()), (200, "DEPLOYING"));
     container.is_ready.store(true, Ordering::Relaxed);
     door.until_status(&function, &version, "ACTIVE").await;
-    assert!(container.creds.lock().expect("not poisoned").is_empty(), "not before there is a session");
+    let n_before = container.n_creds(); // those that were to make it ready
 
     let mut client = door.connect().await;
     let (name, value) = bearer();
     client.upgrade("/sign_in?x=1", &[(name, &value), ("Function-ID", &function)]).await;
     assert_eq!(client.answer().await.status, 101);
     let leg = upstream.leg().await;
-    let creds = container.creds.lock().expect("not poisoned").clone();
-    assert_eq!(creds.len(), 1, "before the WebSocket, and once");
-    let creds: Value = serde_json::from_str(&creds[0]).expect("JSON");
+    assert_eq!(container.n_creds(), n_before + 1, "before the WebSocket, and once");
+    let creds = container.last_creds();
     assert!(
         creds["stunIp"].is_string()
             && creds["stunPort"].is_u64()
@@ -252,6 +293,78 @@ async fn a_function_is_active_once_its_container_is_ready_and_gets_its_credentia
 
     container.is_ready.store(false, Ordering::Relaxed);
     door.until_status(&function, &version, "ERROR").await;
+}
+
+/// A front door on all addresses sends the one under which the container reaches it.
+#[tokio::test]
+async fn a_container_can_reach_the_stun_server_it_is_told_of() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::at("0.0.0.0:0", "", Clock::system()).await;
+    let function = door.function(&container).await;
+    let (name, value) = bearer();
+    assert_eq!(door.ask("GET", &[(name, &value), ("Function-ID", &function)]).await.status, 200);
+    let creds = container.last_creds();
+    assert_eq!(creds["stunIp"], "127.0.0.1", "the way to the container is on this machine");
+    let address = format!("127.0.0.1:{}", creds["stunPort"]);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    // A Binding that proves nothing; it is answered all the same.
+    let binding = [&b"\x00\x01\x00\x00\x21\x12\xa4\x42"[..], &[7; 12]].concat();
+    socket.send_to(&binding, address).await.expect("room to write");
+    let mut answer = [0; 64];
+    let (_, from) = soon("an answer", socket.recv_from(&mut answer)).await.expect("an answer");
+    assert_eq!((from.ip().to_string().as_str(), &answer[8..20]), ("127.0.0.1", &[7; 12][..]));
+}
+
+/// `streaming.require_creds`: ready once there are credentials, which come once it is ready?
+#[tokio::test]
+async fn a_container_that_waits_for_its_credentials_becomes_ready() {
+    let file = "[streaming]\ncontrol = \"127.0.0.1:0\"\nsignaling = \"127.0.0.1:0\"\nrequire_creds = true\n";
+    let config =
+        Sources::new(Env::default()).with_file("stream.toml", file).resolve(Role::Stream).expect("valid");
+    let server = gateway::run(move || config, Clock::system(), Folder::new()).await.expect("it starts");
+    let stream = &server.addresses;
+    let port = |it: Option<std::net::SocketAddr>| it.expect("it has one").port();
+    let door = Door::start("").await;
+    let (function, version) = door.create_at("STREAMING", port(stream.control), port(stream.signaling)).await;
+    door.deploy(&function, &version, json!({})).await;
+    door.until_status(&function, &version, "ACTIVE").await;
+    let (name, value) = bearer();
+    let mut client = door.connect().await;
+    client
+        .upgrade(
+            "/sign_in?peer_id=peer-1&version=2",
+            &[(name, &value), ("Function-ID", &function), ("Sec-WebSocket-Protocol", "streamgate.v1")],
+        )
+        .await;
+    assert_eq!(client.answer().await.status, 101);
+}
+
+/// Time stands still here, so no poll of its health tells that a container has restarted.
+#[tokio::test]
+async fn every_session_brings_its_credentials() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    let door = Door::on("", Clock::paused()).await;
+    let function = door.function(&container).await;
+    let (name, value) = bearer();
+    let headers = [(name, value.as_str()), ("Function-ID", function.as_str())];
+    let session = async |more: &[(&str, &str)]| {
+        let answer = door.ask("GET", &headers.iter().chain(more).copied().collect::<Vec<_>>()).await;
+        assert_eq!(answer.status, 200);
+        answer.header("nvcf-reqid").expect("an id")
+    };
+    let id = session(&[]).await;
+    session(&[]).await;
+    assert_eq!(container.n_creds(), 2, "it may have restarted before the second one");
+    session(&[("nvcf-reqid", &id)]).await;
+    assert_eq!(container.n_creds(), 2, "whoever comes back is in a session that has them");
+    // A session that was had in advance brings them to the container that runs when it is used.
+    let absorbed = door.ask("POST", &[headers.as_slice(), &[("X-NVCF-ABSORB", "true")]].concat()).await;
+    assert_eq!((absorbed.status, container.n_creds()), (200, 2));
+    let id = absorbed.header("nvcf-reqid").expect("an id");
+    assert_eq!(session(&[("nvcf-reqid", &id)]).await, id);
+    assert_eq!(container.n_creds(), 3);
 }
 
 /// F2 to F8, F13.
@@ -445,6 +558,117 @@ async fn a_session_waits_for_a_free_instance() {
     drop((first, leg));
 }
 
+/// F9, F20: a session without the app is its connection's like any other.
+#[tokio::test]
+async fn a_session_made_by_absorb_is_its_connections_and_ends_without_being_named() {
+    let upstream = Upstream::that(Act::Mirror).await;
+    let container = Container::before(&upstream).await;
+    // Time stands still: who waits for a place waits for ever.
+    let door = Door::on("", Clock::paused()).await;
+    let (function, version) = door.create("STREAMING", &container).await;
+    door.deploy(&function, &version, json!({ "maxRequestConcurrency": 1 })).await;
+    door.until_status(&function, &version, "ACTIVE").await;
+    let (name, value) = bearer();
+    let unnamed = [(name, value.as_str()), ("Function-ID", function.as_str()), ("X-NVCF-ABSORB", "true")];
+    let mut client = door.connect().await;
+    let mut ask = async |method: &str, headers: &[(&str, &str)]| {
+        client.request(method, "/sign_in", headers, b"").await;
+        client.answer_to(method).await
+    };
+    let mut given = Vec::new();
+    for _ in 0..3 {
+        let answer = ask("POST", &unnamed).await;
+        assert_eq!(answer.status, 200);
+        given.push((answer.header("nvcf-reqid").expect("an id"), answer.header("set-cookie").is_some()));
+    }
+    let id = given[0].0.clone();
+    let expected = [true, false, false].map(|has_cookie| (id.clone(), has_cookie));
+    assert_eq!(given, expected, "one session, and its cookie once (F7)");
+    let answer = ask("GET", &unnamed[1..2]).await;
+    assert_eq!((answer.status, answer.header("nvcf-reqid").as_ref()), (200, Some(&id)));
+    assert_eq!(upstream.heads().len(), 1, "the app is asked only now");
+
+    // Another connection ends only what it names.
+    let refused = door.ask("DELETE", &unnamed).await;
+    assert_eq!(refused.status, 404, "{}", refused.text());
+    assert!(refused.text().contains("nvcf-reqid"), "{}", refused.text());
+    assert_eq!(door.ask("DELETE", &unnamed[1..]).await.status, 401);
+    assert!(door.knows(&function, &id).await);
+
+    // This one is in the session that it ends; the app is not asked.
+    let ended = ask("DELETE", &unnamed).await;
+    assert_eq!((ended.status, ended.text().as_str()), (200, ""));
+    assert_eq!(upstream.heads().len(), 1);
+    assert!(!door.knows(&function, &id).await);
+    // Nor is it bound any more.
+    assert_eq!(ask("DELETE", &unnamed).await.status, 404);
+    let next = ask("POST", &unnamed).await;
+    assert_eq!((next.status, next.header("nvcf-reqid") == Some(id)), (200, false));
+}
+
+/// F26: a container has the places that it has, whoever describes it anew.
+#[tokio::test]
+async fn a_deployment_that_changes_keeps_the_sessions_of_containers_that_stay_and_ends_the_others() {
+    let clock = Clock::paused();
+    let (mut upstream, mut elsewhere) = (Upstream::start().await, Upstream::start().await);
+    let (container, other) = (Container::before(&upstream).await, Container::before(&elsewhere).await);
+    for it in [&container, &other] {
+        *it.says.lock().expect("not poisoned") = "COMPLETE";
+    }
+    let door = Door::on("", clock.clone()).await;
+    let (function, version) = door.create("STREAMING", &container).await;
+    let path = deployment(&function, &version);
+    let put = async |specification: Value| {
+        let body = json!({ "deploymentSpecifications": [specification] });
+        let answer = door.api("PUT", &path, &body.to_string()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        door.until_status(&function, &version, "ACTIVE").await;
+    };
+    let (name, value) = bearer();
+    let headers = [(name, value.as_str()), ("Function-ID", function.as_str())];
+    let open = async || {
+        let mut client = door.connect().await;
+        client.upgrade("/sign_in", &headers).await;
+        let answer = advancing(&clock, client.answer()).await;
+        (client, answer.status, answer.header("nvcf-reqid").unwrap_or_default())
+    };
+    put(json!({ "gpu": "L40" })).await;
+    let (mut first, status, id) = open().await;
+    assert_eq!(status, 101);
+    let mut leg = upstream.leg().await;
+    assert_eq!(open().await.1, 504, "there is one place");
+    put(json!({ "gpu": "H100" })).await;
+    assert_eq!(open().await.1, 504, "and it is taken, after a new deployment too");
+    leg.send(1, b"still here").await;
+    assert_eq!(first.frame().await.expect("a frame").payload, b"still here");
+    put(json!({ "maxRequestConcurrency": 2 })).await;
+    let (mut second, status, second_id) = open().await;
+    assert_eq!(status, 101, "another place");
+
+    // Another container in its stead.
+    let endpoint = json!({ "inferencePort": other.inference, "healthPort": other.control });
+    put(json!({ "endpoints": [endpoint] })).await;
+    assert!(first.frame().await.is_none() && second.frame().await.is_none(), "both are ended");
+    for id in [&id, &second_id] {
+        assert!(!door.knows(&function, id).await);
+        container.is_told_to_end(id).await;
+    }
+    let (mut third, status, id) = open().await;
+    assert_eq!(status, 101);
+    let _leg = elsewhere.leg().await;
+    assert_eq!(door.api("DELETE", &path, "").await.status, 200);
+    assert!(third.frame().await.is_none(), "no deployment, no session");
+    assert!(!door.knows(&function, &id).await);
+    other.is_told_to_end(&id).await;
+    // The version goes with its deployment.
+    put(json!({})).await;
+    let (mut fourth, status, _) = open().await;
+    assert_eq!(status, 101);
+    let gone = door.api("DELETE", &format!("/v2/nvcf/functions/{function}/versions/{version}"), "").await;
+    assert_eq!(gone.status, 204);
+    assert!(fourth.frame().await.is_none());
+}
+
 /// F14, F15, F18, F20.
 #[tokio::test]
 async fn a_session_belongs_to_its_function_and_account_and_can_be_ended() {
@@ -529,18 +753,40 @@ async fn a_session_is_held_from_its_last_connection_on() {
         assert_eq!(back().await, 200, "each return begins the hold anew");
     }
     let is_gone = async {
-        while back_with_absorb(&door, &value, &function, &id).await != 404 {
+        while door.knows(&function, &id).await {
             clock.advance(Duration::from_secs(10));
         }
     };
     soon("its end", is_gone).await;
 }
 
-/// Asks about a session without connecting to it.
-async fn back_with_absorb(door: &Door, bearer: &str, function: &str, id: &str) -> u16 {
-    let headers =
-        [("Authorization", bearer), ("Function-ID", function), ("nvcf-reqid", id), ("X-NVCF-ABSORB", "true")];
-    door.ask("POST", &headers).await.status
+/// RFC 9457, whoever finds the mistake.
+#[tokio::test]
+async fn every_error_of_the_api_is_a_problem_document() {
+    let door = Door::start("").await;
+    let none = "00000000-0000-0000-0000-000000000000";
+    for (method, path, status, told) in [
+        ("GET", "/v2/nvcf/no-such-thing".to_owned(), 404, "No static resource"),
+        ("PATCH", "/v2/nvcf/functions".to_owned(), 405, "'PATCH' is not supported"),
+        ("POST", deployment(none, none).replace("deployments/", ""), 405, "'POST' is not supported"),
+        ("DELETE", "/v2/nvcf/faults".to_owned(), 405, "'DELETE' is not supported"),
+        ("GET", "/v2/nvcf/functions/seven/versions".to_owned(), 400, "`seven`"),
+        ("GET", deployment("seven", none), 400, "`seven`"),
+        ("GET", deployment(none, "eight"), 400, "`eight`"),
+        ("POST", "/v2/nvcf/faults/%ff".to_owned(), 400, "UTF-8"),
+        ("GET", deployment(none, none), 404, "not found"),
+    ] {
+        let answer = door.api(method, &path, "").await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+        assert_eq!(
+            answer.header("content-type").as_deref(),
+            Some("application/problem+json"),
+            "{method} {path}"
+        );
+        assert_eq!(answer.json("status"), status.to_string(), "{method} {path}");
+        assert!(answer.json("detail").contains(told), "{method} {path}: {}", answer.text());
+        assert_eq!(answer.header("allow").is_some(), status == 405, "{method} {path}");
+    }
 }
 
 /// F1, F19, F29.
