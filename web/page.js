@@ -5,6 +5,7 @@ import { StreamgateClient } from "/streamgate-client.js";
 const $ = (id) => document.getElementById(id);
 const STATES = { idle: "Not connected", connecting: "Connecting", waiting: "Waiting for the function", negotiating: "Finding a media path", streaming: "Streaming", resuming: "Coming back", ended: "Ended", failed: "Not connected" };
 const COVERS = { connecting: "Connecting to the gateway …", waiting: "The gateway is asking for the function …", negotiating: "The function is here. Finding a way for the picture …" };
+const HELD = "The connection was lost then: if the gateway cannot be told, your place stays taken for up to a minute.";
 const STEPS = ["gateway", "function", "media", "picture"];
 const HISTORY = 40;
 
@@ -14,6 +15,11 @@ let step = 0;
 let measuring;
 let last;
 let sequence = 0;
+/** Whether the browser does not play without a click. */
+let isRefused = false;
+/** What is held down over the picture: a pointer's button by the pointer, a key by its code. */
+const pointers = new Map();
+const keys = new Map();
 const lines = { rtt: [], fps: [], bitrate: [] };
 
 function log(text, tone = "") {
@@ -39,27 +45,40 @@ function showPath(wrong) {
   }
 }
 
-function cover({ title, text = "", busy = false, form = false, again = false } = {}) {
+function cover({ title, text = "", busy = false, form = false, again = false, start = false } = {}) {
   $("cover").hidden = !title;
   $("cover-title").textContent = title ?? "";
   $("cover-text").textContent = text;
   $("spinner").hidden = !busy;
   $("access").hidden = !form;
   $("again").hidden = !again;
+  $("play").hidden = !start;
 }
 
 function connect() {
   client = new StreamgateClient({ token });
-  step = 0;
+  [step, isRefused] = [0, false];
+  for (const held of [pointers, keys]) held.clear();
   client.addEventListener("state", ({ detail }) => change(detail));
   client.addEventListener("note", ({ detail }) => log(detail));
   client.addEventListener("stream", ({ detail }) => {
     $("video").srcObject = detail;
-    $("video").play().catch(() => log("The browser waits for a click before it plays."));
+    play();
   });
   client.addEventListener("input-open", () => log("The input channel is open.", "good"));
   client.addEventListener("input", ({ detail }) => echoed(detail));
   client.connect();
+}
+
+/** Plays what has come. A play that another one replaces, or the end, is no news. */
+function play() {
+  isRefused = false;
+  $("video").play().catch((error) => {
+    if (error.name === "AbortError") return;
+    isRefused = error.name === "NotAllowedError";
+    log(isRefused ? "The browser waits for a click before it plays." : `The picture cannot be played: ${error.message}`);
+    showPicture();
+  });
 }
 
 function change({ state, problem }) {
@@ -67,9 +86,13 @@ function change({ state, problem }) {
   $("state").textContent = problem?.title ?? STATES[state];
   $("end").disabled = !["waiting", "negotiating", "streaming", "resuming"].includes(state);
   $("cut").disabled = $("end").disabled || state === "resuming";
+  const wasAway = $("stage").dataset.away === "yes";
   $("stage").dataset.away = state === "resuming" ? "yes" : "";
   if (state === "resuming") return showPath();
-  if (state === "streaming" && step >= 3) return showPath(); // the picture was never gone
+  if (state === "streaming" && step >= 3) { // the picture was never gone
+    showPath();
+    return showPicture();
+  }
   step = { connecting: 0, waiting: 1, negotiating: 2, streaming: 3, ended: 0 }[state] ?? STEPS.indexOf(problem.step);
   if (COVERS[state]) cover({ title: COVERS[state], busy: true });
   if (state === "streaming") {
@@ -83,10 +106,10 @@ function change({ state, problem }) {
   }
   if (state === "ended") {
     log("The session has ended.");
-    cover({ title: "The session has ended", text: "Nothing runs any more.", again: true });
+    cover({ title: "The session has ended", text: wasAway ? HELD : "Nothing runs any more.", again: true });
   }
   if (state === "failed") {
-    const asks = problem.code.startsWith("auth.") || problem.code === "bad_token";
+    const asks = problem.code?.startsWith("auth.") || problem.code === "bad_token";
     log(`${problem.title}. ${problem.text}`, "bad");
     cover({ title: problem.title, text: problem.text, form: asks, again: !asks });
     if (asks) $("token").focus();
@@ -100,7 +123,12 @@ function change({ state, problem }) {
 function showPicture() {
   const video = $("video");
   const plays = video.srcObject && !video.paused && video.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA;
-  if (client?.state !== "streaming" || !plays || step === 4) return;
+  if (client?.state !== "streaming" || step === 4) return;
+  if (!plays && isRefused) {
+    cover({ title: "Ready to play", text: "Your browser starts a picture only when you ask for it.", start: true });
+    $("play").focus({ preventScroll: true });
+  }
+  if (!plays) return;
   step = 4;
   showPath();
   cover();
@@ -171,25 +199,63 @@ function echoed(text) {
   }
 }
 
-function pointer(type) {
-  return (event) => {
-    if (!$("cover").hidden) return;
-    const box = $("stage").getBoundingClientRect();
-    const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-    send({ type, x: Math.min(Math.max(x, 0), 1), y: Math.min(Math.max(y, 0), 1), button: event.button });
-  };
+/** Where a pointer is, as parts of the picture; one that was let go outside is at its edge. */
+function at({ clientX, clientY }) {
+  const box = $("stage").getBoundingClientRect();
+  const [x, y] = [(clientX - box.left) / box.width, (clientY - box.top) / box.height];
+  return { x: Math.min(Math.max(x, 0), 1), y: Math.min(Math.max(y, 0), 1) };
 }
 
-for (const [event, type] of [["pointermove", "move"], ["pointerdown", "down"], ["pointerup", "up"]]) {
-  $("stage").addEventListener(event, pointer(type));
-}
-for (const [event, type] of [["keydown", "key-down"], ["keyup", "key-up"]]) {
-  $("stage").addEventListener(event, (it) => {
-    if (!$("cover").hidden || it.key === "Tab" || it.key === "Escape") return;
-    if (send({ type, key: it.key, code: it.code })) it.preventDefault();
-  });
+/** What goes down comes up, wherever that happens: under a cover, outside, or never as far as this page can see. */
+function release(event) {
+  const held = pointers.get(event.pointerId);
+  if (!pointers.delete(event.pointerId)) return;
+  send({ type: "up", ...held, ...(event.type === "pointerup" && { ...at(event), button: event.button }) });
 }
 
+function releaseKeys() {
+  for (const key of keys.values()) send({ type: "key-up", ...key });
+  keys.clear();
+}
+
+/** Keys that are the browser's, also over the picture: to leave it, to reload, to search. AltGr is Ctrl and Alt on Windows. */
+function isBrowsers(event) {
+  if (["Tab", "Escape"].includes(event.key) || /^F\d+$/.test(event.key)) return true;
+  return (event.ctrlKey || event.metaKey) && !["Control", "Meta"].includes(event.key) && !event.getModifierState("AltGraph");
+}
+
+$("stage").addEventListener("pointermove", (event) => {
+  if (!$("cover").hidden) return;
+  if (pointers.has(event.pointerId)) Object.assign(pointers.get(event.pointerId), at(event));
+  send({ type: "move", ...at(event), button: event.button });
+});
+$("stage").addEventListener("pointerdown", (event) => {
+  if (!$("cover").hidden || !send({ type: "down", ...at(event), button: event.button })) return;
+  $("stage").setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, { ...at(event), button: event.button });
+});
+for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) $("stage").addEventListener(end, release);
+
+$("stage").addEventListener("keydown", (event) => {
+  if (!$("cover").hidden || isBrowsers(event)) return;
+  const key = { key: event.key, code: event.code };
+  if (!send({ type: "key-down", ...key })) return;
+  keys.set(event.code, key);
+  event.preventDefault();
+});
+$("stage").addEventListener("keyup", (event) => {
+  if (event.key === "Meta") return releaseKeys(); // macOS tells of no key that is let go before it
+  const key = keys.get(event.code);
+  if (!keys.delete(event.code)) return;
+  send({ type: "key-up", ...key });
+  event.preventDefault();
+});
+$("stage").addEventListener("blur", releaseKeys);
+
+$("play").addEventListener("click", () => {
+  $("stage").focus({ preventScroll: true });
+  play();
+});
 $("cut").addEventListener("click", () => client.cut());
 $("end").addEventListener("click", () => client.end());
 $("again").addEventListener("click", connect);

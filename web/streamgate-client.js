@@ -59,6 +59,9 @@ const STEADY_AFTER = 5000;
 /** How many of its heartbeats a function may be silent for before the connection counts as lost. */
 const MISSED_HEARTBEATS = 3;
 
+/** What a function may say before its first greeting; anything else is said by one that speaks another protocol. */
+const BEFORE_GREETING = ["hello", "ping", "bye"];
+
 /** Codes that may be gone a moment later; while a client comes back they are no reason to give up. */
 const PASSING = /^(upstream\.|gateway\.|sessions\.full$|session\.taken$)/;
 
@@ -89,6 +92,8 @@ const PROBLEMS = {
   "plugin.failed": ["The gateway has a fault", "One of its policies failed. Its log says which.", "gateway"],
   "origin.refused": ["This page may not connect", "The gateway does not take sessions from pages of this address.", "gateway"],
   "no_media_path": ["No media path", "Signalling works, but no picture can get through: UDP between you and the function is blocked by a firewall, a VPN or a proxy.", "media"],
+  "bad_offer": ["The picture could not be agreed on", "Signalling works, but this browser cannot use what the function offers.", "media"],
+  "foreign_function": ["Not a function for this page", "It does not speak this page's signalling (streamgate.v1). A function built on NVIDIA's StreamSDK needs NVIDIA's client.", "function"],
   "media_lost": ["The media path was lost", "The picture stopped coming and could not be brought back.", "media"],
   "stopping": ["The function is stopping", "The streaming server is shutting down.", "function"],
   "bad_token": ["The token cannot be sent", "A browser can send a token on a WebSocket only when it has no spaces, slashes, commas or similar characters.", "gateway"],
@@ -105,6 +110,16 @@ function secret() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (it) => it.toString(16).padStart(2, "0")).join("");
 }
 
+/** What a function says; nothing where it does not speak the protocol. */
+function understand(data) {
+  try {
+    const message = JSON.parse(data);
+    return typeof message?.type === "string" ? message : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** One streaming session. Call {@link connect} once; make another client for another session. */
 export class StreamgateClient extends EventTarget {
   #url;
@@ -116,6 +131,8 @@ export class StreamgateClient extends EventTarget {
   #state = "idle";
   #candidates = [];
   #seq = 0;
+  /** What is negotiated, one after the other: a browser takes an offer only when it is done with the one before. */
+  #negotiation = Promise.resolve();
   #deadline;
   #wasOpen = false;
   #hadMedia = false;
@@ -251,10 +268,7 @@ export class StreamgateClient extends EventTarget {
     };
     socket.onmessage = (event) => {
       this.#listen();
-      this.#hear(JSON.parse(event.data)).catch((error) => {
-        this.#note(`The session could not be negotiated: ${error.message}`);
-        this.#fail("no_media_path");
-      });
+      this.#hear(understand(event.data));
     };
     socket.onclose = (event) => this.#closed(event);
   }
@@ -272,10 +286,13 @@ export class StreamgateClient extends EventTarget {
     return this.#pc?.connectionState === "connected" ? "streaming" : "negotiating";
   }
 
-  /** A function that is not heard for some heartbeats is behind a connection that is dead and does not know it. */
+  /** A function that is not heard for some heartbeats is behind a connection that is dead and does not know it. One that has
+   * never greeted, over another connection either, does not speak the protocol. */
   #listen() {
     clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => this.#lose("Nothing is heard from the gateway."), MISSED_HEARTBEATS * this.#heartbeat + 1000);
+    const isForeign = this.#session === undefined && this.#nTries > 0;
+    const give = () => (isForeign ? this.#fail("foreign_function") : this.#lose("Nothing is heard from the gateway."));
+    this.#silence = setTimeout(give, MISSED_HEARTBEATS * this.#heartbeat + 1000);
   }
 
   #lose(why) {
@@ -331,12 +348,33 @@ export class StreamgateClient extends EventTarget {
     return true;
   }
 
-  /** Ends the session: the function is told. */
+  /** Ends the session: the function is told over each connection that is open, one that was left too. While there is none
+   * but such, the gateway is asked as well, since it may not know them any more. */
   end() {
-    this.#transmit({ type: "bye" });
+    const isAway = this.#state === "resuming" && this.#socket?.readyState !== WebSocket.OPEN;
+    for (const socket of [this.#socket, ...this.#left]) {
+      if (socket?.readyState !== WebSocket.OPEN) continue;
+      socket.send(JSON.stringify({ type: "bye" }));
+      socket.close(1000, "ended by the user");
+    }
     this.#become("ended");
-    this.#socket?.close(1000, "ended by the user");
+    if (isAway && !this.#functionId) this.#dismiss();
     this.#release();
+  }
+
+  /** Asks the gateway to end the session, until it answers or holds the session no longer. No cookie goes with it: that may
+   * be another page's. A plain request cannot name a function, so only a session with the gateway's own is found. */
+  async #dismiss() {
+    const url = this.#overHttp();
+    url.searchParams.set("streamgate-resume", this.#resumeToken);
+    const headers = this.#token ? { authorization: `Bearer ${this.#token}` } : {};
+    while (this.#timeLeft() > 0) {
+      try {
+        return await fetch(url, { method: "DELETE", headers, credentials: "omit", keepalive: true });
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, LONGEST_PAUSE));
+      }
+    }
   }
 
   /** Leaves the connection as if it were lost, to see what happens then. */
@@ -344,24 +382,30 @@ export class StreamgateClient extends EventTarget {
     if (this.#socket) this.#lose("The connection was cut by hand.");
   }
 
-  async #hear(message) {
+  #hear(message) {
+    if (!message || (this.#session === undefined && !BEFORE_GREETING.includes(message.type))) return this.#fail("foreign_function");
     if (performance.now() - this.#openedAt >= STEADY_AFTER) [this.#lostAt, this.#nTries] = [undefined, 0];
     if (!this.#isHeard) {
       this.#isHeard = true;
       this.#back();
       const waiting = this.#outbox.splice(0);
       // A greeting begins anew: what was said before belongs to another connection of the function.
-      if (message.type !== "hello") waiting.forEach((it) => this.#transmit(it));
+      if (message.type !== "hello") {
+        waiting.forEach((it) => this.#transmit(it));
+        // The offer of another way may have been lost with the connection.
+        if (this.#hadMedia && this.#pc.connectionState !== "connected") this.#say({ type: "restart" });
+      }
     }
     switch (message.type) {
       case "hello":
         this.#greet(message);
         break;
       case "offer":
-        await this.#answer(message);
+        this.#seq = message.seq;
+        this.#negotiate(this.#pc ?? this.#open(), (pc) => this.#answer(pc, message));
         break;
       case "candidate":
-        await this.#candidate(message.candidate);
+        if (message.candidate) this.#find(message.candidate);
         break;
       case "ping":
         this.#say({ type: "pong", t: message.t });
@@ -383,18 +427,29 @@ export class StreamgateClient extends EventTarget {
     this.#become(this.#mediaState());
   }
 
-  async #answer({ sdp, seq }) {
-    const pc = this.#pc ?? this.#open();
-    this.#seq = seq;
+  /** Does something with a media path once all before it is done, if it is still the present one. */
+  #negotiate(pc, step) {
+    this.#negotiation = this.#negotiation.then(async () => {
+      try {
+        if (pc === this.#pc) await step(pc);
+      } catch (error) {
+        if (pc !== this.#pc) return;
+        this.#note(`The session could not be negotiated: ${error.message}`);
+        this.#fail("bad_offer");
+      }
+    });
+  }
+
+  async #answer(pc, { sdp, seq }) {
     await pc.setRemoteDescription({ type: "offer", sdp });
     for (const candidate of this.#candidates.splice(0)) await pc.addIceCandidate(candidate);
     await pc.setLocalDescription(await pc.createAnswer());
-    if (seq === this.#seq) this.#say({ type: "answer", seq, sdp: pc.localDescription.sdp });
+    if (seq === this.#seq && pc === this.#pc) this.#say({ type: "answer", seq, sdp: pc.localDescription.sdp });
   }
 
-  async #candidate(candidate) {
-    if (!candidate) return;
-    if (this.#pc?.remoteDescription) await this.#pc.addIceCandidate(candidate);
+  /** The function can be reached there too; what comes before the first offer waits for it. */
+  #find(candidate) {
+    if (this.#pc) this.#negotiate(this.#pc, (pc) => pc.addIceCandidate(candidate));
     else this.#candidates.push(candidate);
   }
 
@@ -418,11 +473,22 @@ export class StreamgateClient extends EventTarget {
       } else if (pc.connectionState === "disconnected") {
         this.#note("The media path is silent; looking for another way.");
       } else if (pc.connectionState === "failed" && this.#state !== "resuming") {
-        if (!this.#hadMedia || this.#deadline === undefined) this.#failMedia(); // else another way is being looked for
+        this.#mend();
       }
     };
     this.#awaitMedia();
     return pc;
+  }
+
+  /** The media path broke, as it does while a computer sleeps: the function is asked for another one, unless one is being
+   * looked for already. */
+  #mend() {
+    if (!this.#hadMedia) return this.#failMedia();
+    if (this.#deadline !== undefined) return;
+    this.#note("The media path broke; asking for another one.");
+    this.#say({ type: "restart" });
+    this.#become("negotiating");
+    this.#awaitMedia();
   }
 
   /** Media must flow within its time from now on. */
@@ -464,11 +530,15 @@ export class StreamgateClient extends EventTarget {
     this.#isThere().then((isThere) => this.#fail(isThere ? "websocket.refused" : "gateway.unreachable"));
   }
 
-  /** Whether anything answers where a WebSocket failed: a script cannot see why it did, such as a 403 for its origin. */
-  #isThere() {
+  #overHttp() {
     const url = new URL(this.#url);
     url.protocol = url.protocol.replace("ws", "http");
-    const asked = fetch(url, { method: "HEAD", mode: "no-cors", credentials: "omit", cache: "no-store", signal: AbortSignal.timeout(ANSWER_WITHIN) });
+    return url;
+  }
+
+  /** Whether anything answers where a WebSocket failed: a script cannot see why it did, such as a 403 for its origin. */
+  #isThere() {
+    const asked = fetch(this.#overHttp(), { method: "HEAD", mode: "no-cors", credentials: "omit", cache: "no-store", signal: AbortSignal.timeout(ANSWER_WITHIN) });
     return asked.then(() => true, () => false);
   }
 
@@ -492,9 +562,10 @@ export class StreamgateClient extends EventTarget {
     this.#calm();
     this.#listeners.abort();
     this.#forget();
-    const socket = this.#socket;
-    if (socket) socket.onmessage = null;
-    if (socket && socket.readyState <= WebSocket.OPEN) socket.close(1000);
+    if (this.#socket) this.#socket.onmessage = null;
+    for (const socket of [this.#socket, ...this.#left]) {
+      if (socket?.readyState <= WebSocket.OPEN) socket.close(1000);
+    }
   }
 
   /** What is said before something has come over the present connection waits for that, so that all keeps its order and

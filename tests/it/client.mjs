@@ -10,7 +10,7 @@ import { test } from "node:test";
 const source = readFileSync(new URL("../../web/streamgate-client.js", import.meta.url));
 const { StreamgateClient } = await import(`data:text/javascript;base64,${source.toString("base64")}`);
 
-const real = { setTimeout, clearTimeout, performance };
+const real = { setTimeout, clearTimeout, performance, fetch };
 
 /** The world of one client: clock, network, page. */
 class World {
@@ -123,7 +123,11 @@ class Socket {
   }
 
   hear(message) {
-    this.onmessage?.({ data: JSON.stringify(message) });
+    return this.hearRaw(JSON.stringify(message));
+  }
+
+  hearRaw(data) {
+    this.onmessage?.({ data });
     return this;
   }
 
@@ -157,26 +161,40 @@ class Socket {
   }
 }
 
+/** A media path; like a browser's, it takes an offer only when it is done with the one before. */
 class Peer {
   connectionState = "new";
+  signalingState = "stable";
+  taken = [];
 
   constructor(world) {
     world.peers.push(this);
   }
 
   async setRemoteDescription(it) {
+    await null;
+    if (it.sdp === "nonsense") throw new Error("it cannot be read");
     this.remoteDescription = it;
+    this.signalingState = "have-remote-offer";
+    this.taken.push(it.sdp);
   }
 
   async setLocalDescription(it) {
+    await null;
+    assert.equal(this.signalingState, "have-remote-offer", "there is an offer to answer");
     this.localDescription = it;
+    this.signalingState = "stable";
   }
 
   async createAnswer() {
-    return { type: "answer", sdp: "v=0" };
+    await null;
+    return { type: "answer", sdp: `to ${this.remoteDescription.sdp}` };
   }
 
-  async addIceCandidate() {}
+  async addIceCandidate(it) {
+    assert.equal(this.signalingState, "stable", "a candidate waits for its offer");
+    this.taken.push(it.candidate);
+  }
 
   become(state) {
     this.connectionState = state;
@@ -358,14 +376,43 @@ test("a media path that broke meanwhile has its time to be mended", async (t) =>
   await world.pass(1000);
   world.socket.open().hear({ type: "ping", t: 1 }).beat();
   assert.equal(client.state, "negotiating");
+  assert.deepEqual(kinds(world.socket), ["restart", "pong"], "an offer may have been lost with the connection");
   world.peers[0].become("failed");
   assert.equal(client.state, "negotiating", "the function is about to offer another way");
   await world.pass(14000);
   world.peers[0].become("connected");
   await world.pass(14000);
   assert.equal(client.state, "streaming");
-  world.peers[0].become("failed");
-  assert.deepEqual(world.states.at(-1), ["failed", "media_lost"]);
+});
+
+test("a computer that wakes has its picture back before anybody knows what broke", async (t) => {
+  const world = new World(t);
+  const client = await streaming(world);
+  const [peer] = world.peers;
+  peer.become("disconnected");
+  peer.become("failed");
+  assert.equal(client.state, "negotiating");
+  assert.deepEqual(kinds(world.socket).at(-1), "restart");
+  await world.pass(1000);
+  peer.become("connected");
+  assert.equal(client.state, "streaming");
+
+  peer.become("failed");
+  await world.pass(100);
+  world.socket.end(); // only now it is told that the connection broke as well
+  assert.equal(client.state, "resuming");
+  await world.pass(20000);
+  world.socket.open().hello("s", true).beat();
+  assert.deepEqual(kinds(world.socket), ["restart"]);
+  peer.become("connected");
+  await world.pass(20000);
+  assert.equal(client.state, "streaming");
+
+  peer.become("failed");
+  await world.pass(14000);
+  assert.equal(client.state, "negotiating");
+  await world.pass(1000);
+  assert.deepEqual(world.states.at(-1), ["failed", "media_lost"], "nobody has offered another way in time");
 });
 
 test("a page that is loaded again comes back, and a copy of it does not", async (t) => {
@@ -422,4 +469,73 @@ test("a page that was loaded again waits for the place that it had", async (t) =
   assert.equal(client.state, "negotiating");
   assert.equal(world.socket.token, token);
   assert.deepEqual(kinds(world.socket), ["anew"]);
+});
+
+test("offers that come close together are answered one after the other", async (t) => {
+  const world = new World(t);
+  const client = world.client();
+  const candidate = (name) => ({ type: "candidate", candidate: { candidate: name } });
+  world.socket.open().hello();
+  world.socket.hear({ type: "offer", seq: 1, sdp: "first" }).hear(candidate("a"));
+  world.socket.hear({ type: "offer", seq: 2, sdp: "second" }).hear(candidate("b"));
+  await world.pass(100);
+  assert.equal(client.state, "negotiating");
+  assert.deepEqual(world.peers[0].taken, ["first", "a", "second", "b"]);
+  const answers = world.socket.said.filter((it) => it.type === "answer").map((it) => [it.seq, it.sdp]);
+  assert.deepEqual(answers, [[2, "to second"]]);
+});
+
+test("an offer that cannot be used is not taken for a firewall", async (t) => {
+  const world = new World(t);
+  world.client();
+  world.socket.open().hello().hear({ type: "offer", seq: 1, sdp: "nonsense" });
+  await world.pass(10);
+  assert.deepEqual(world.states.at(-1), ["failed", "bad_offer"]);
+});
+
+test("a function that speaks something else is told at once", async (t) => {
+  for (const data of ["hello there", new Blob(["\u0001"]), "null", JSON.stringify({ ackid: 1 }), JSON.stringify({ type: "offer", sdp: "v=0" })]) {
+    const world = new World(t);
+    world.client();
+    world.socket.open().hearRaw(data);
+    await world.pass(1);
+    assert.deepEqual(world.states.at(-1), ["failed", "foreign_function"], String(data));
+    assert.equal(world.socket.closed, 1000);
+  }
+});
+
+test("a function that says nothing is not taken for a broken network", async (t) => {
+  const world = new World(t);
+  world.onDial = (it) => it.open();
+  const client = world.client();
+  await world.pass(15000);
+  assert.equal(client.state, "waiting", "it is asked once more, for it may have been the network");
+  await world.pass(10000);
+  assert.deepEqual(world.states.at(-1), ["failed", "foreign_function"]);
+  assert.equal(world.sockets.length, 2);
+  assert.equal(world.timers.size, 0);
+});
+
+test("a session that is ended while its connection is away holds no place", async (t) => {
+  const world = new World(t);
+  const asked = [];
+  globalThis.fetch = async (url, { method, headers, credentials }) => {
+    asked.push([method, String(url), headers, credentials]);
+    if (asked.length < 3) throw new TypeError("there is no network");
+  };
+  const client = await streaming(world, { token: "hello" });
+  const left = world.socket;
+  client.cut();
+  await world.pass(100);
+  assert.equal(left.readyState, WebSocket.OPEN);
+  const dialled = world.socket;
+  client.end();
+  assert.deepEqual([kinds(left).at(-1), left.closed], ["bye", 1000]);
+  assert.equal(dialled.closed, 1000);
+  await world.pass(20000);
+  const token = left.token.split(".")[1];
+  const wanted = ["DELETE", `http://gateway.example/sign_in?streamgate-resume=${token}`, { authorization: "Bearer hello" }, "omit"];
+  assert.deepEqual(asked, [wanted, wanted, wanted], "until the gateway answers");
+  assert.equal(world.timers.size, 0);
+  assert.deepEqual(world.states.at(-1), ["ended", undefined]);
 });
