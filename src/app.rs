@@ -182,6 +182,10 @@ impl App {
             })?,
             None => None,
         };
+        if let (Some(taken), Some(checked)) = (&taken, &checked) {
+            taken.compare("listen.address", checked.address(), &taken.gateway);
+            taken.compare("admin.address", config.admin.address, &taken.admin);
+        }
         let copy = |of: fn(&handover::Taken) -> &std::net::TcpListener| {
             taken.as_ref().map(|it| of(it).try_clone().expect("a socket can be shared"))
         };

@@ -152,6 +152,11 @@ impl Checked {
         Ok(Checked { config, loaded: loaded? })
     }
 
+    /// Where browsers are to connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.config.listen.address
+    }
+
     /// Where the port is passed from one process to the next.
     pub(crate) fn handover(&self) -> Option<std::path::PathBuf> {
         self.config.listen.handover.clone()
@@ -408,7 +413,8 @@ impl Gateway {
                     .expect("a thread can be started")
             })
             .collect();
-        let replicas = self.replicas.map(|it| it.start(Arc::clone(&shared.directory)));
+        let (directory, totals) = (&shared.directory, &shared.totals);
+        let replicas = self.replicas.map(|it| it.start(Arc::clone(directory), Arc::clone(totals)));
         Running { generations: self.generations, drain: self.drain, workers, replicas }
     }
 }
@@ -467,11 +473,11 @@ impl Replicas {
         Ok(Some(Replicas { registry: Arc::new(registry), host }))
     }
 
-    fn start(self, directory: Arc<directory::Directory>) -> WithReplicas {
+    fn start(self, directory: Arc<directory::Directory>, totals: Arc<Totals>) -> WithReplicas {
         let Replicas { registry, host } = self;
         let (stop, stopped) = oneshot::channel();
         let told = tokio::spawn(async move { registry.run(async { drop(stopped.await) }).await });
-        WithReplicas { told, stop, answered: tokio::spawn(host.serve(directory)) }
+        WithReplicas { told, stop, answered: tokio::spawn(host.serve(directory, totals)) }
     }
 }
 

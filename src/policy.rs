@@ -22,7 +22,7 @@ pub use chain::{Answer, Chain, Failure, FailureKind, OnError, Outcome, Policy, S
 pub use decision::{Decision, LocalResponse};
 pub use exchange::{Exchange, ResponseHead, SessionFacts};
 pub use function::{Function, Functions};
-pub(crate) use function::{is_alias, passed_back, passed_on, passed_on_response, tokens};
+pub(crate) use function::{is_alias, names_function, passed_back, passed_on, passed_on_response, tokens};
 pub use message::{Message, Side, Wanted};
 pub use meter::{Meter, MeterKind, MeterSpec, Meters, Uncounted};
 pub use native::{Native, Natives};

@@ -5,7 +5,7 @@
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -69,6 +69,16 @@ pub(super) fn take(path: &Path) -> std::io::Result<Option<Taken>> {
 }
 
 impl Taken {
+    /// Says so when a port that was taken over is not the one that is configured.
+    pub(super) fn compare(&self, setting: &str, wanted: SocketAddr, taken: &TcpListener) {
+        let Ok(serves) = taken.local_addr() else { return };
+        if serves.ip() != wanted.ip() || (wanted.port() != 0 && serves.port() != wanted.port()) {
+            tracing::warn!(
+                "`{setting}` is {wanted}, but this process has taken over {serves} from the one before it. Stop and start to change it."
+            );
+        }
+    }
+
     /// Tells the old process that this one serves.
     pub(super) fn serving(mut self) -> std::io::Result<()> {
         self.old.write_all(b"1")

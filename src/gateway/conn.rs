@@ -57,7 +57,7 @@ pub(crate) enum Counts {
     Browser,
     /// A browser's that is only told that there is no room.
     Refusal,
-    /// One upstream.
+    /// One upstream, or to another replica.
     Upstream,
 }
 
@@ -192,6 +192,11 @@ impl Conn {
 }
 
 impl Counted {
+    /// One more that is made for a browser; none when there is no room for it.
+    pub(crate) fn beside(totals: &Arc<Totals>) -> Option<Counted> {
+        totals.files.hold().then(|| Counted::new(totals, Counts::Upstream))
+    }
+
     /// A connection that was counted just now, and its descriptor too.
     pub(crate) fn new(totals: &Arc<Totals>, counts: Counts) -> Counted {
         if counts != Counts::Upstream {

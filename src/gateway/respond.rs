@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::gateway::body::may_have_body;
 use crate::gateway::head;
 use crate::gateway::upstream::DialError;
-use crate::policy::{Chain, Exchange, LocalResponse, Phase, ResponseHead, Stop, Watch};
+use crate::policy::{self, Chain, Exchange, LocalResponse, Phase, ResponseHead, Stop, Watch};
 use crate::rejection::{Blame, Code, Rejection};
 use crate::session::Control;
 
@@ -26,6 +26,12 @@ pub(crate) fn reject(rejection: Rejection, exchange: &mut Exchange) -> LocalResp
     let code = &rejection.code;
     let (request, cause) = (exchange.id.as_str(), rejection.cause());
     match code.blame() {
+        Blame::Client
+            if code.as_str() == Code::FunctionUnknown.as_str() && !policy::names_function(exchange) =>
+        {
+            let function = exchange.function.as_deref().unwrap_or_default();
+            tracing::warn!(request, function, %cause, "The upstream knows no such function, and no browser has chosen it: is it deployed, and is `upstream.function_id` right?");
+        }
         Blame::Client => tracing::debug!(request, code = code.as_str(), %cause, "A request was refused."),
         Blame::Plugin | Blame::Upstream => {
             tracing::warn!(request, code = code.as_str(), %cause, "A request failed.")

@@ -36,7 +36,7 @@ pub(crate) struct Tunnel {
 /// The browser's side: carries until either connection ends.
 pub(crate) struct Carrier {
     browser: Conn,
-    owner: TlsStream<Tcp>,
+    owner: Conn,
     /// Bytes for the browser that it has not taken yet.
     to_browser: Vec<u8>,
     to_owner: Vec<u8>,
@@ -133,13 +133,7 @@ impl Tunnel {
 impl Carrier {
     /// `early` is what the browser has sent after its request, and `n_head` the length of its 101. The owner has said so
     /// far that it takes the browser.
-    pub(crate) fn new(
-        browser: Conn,
-        early: &[u8],
-        n_head: usize,
-        owner: TlsStream<Tcp>,
-        clock: &Clock,
-    ) -> Self {
+    pub(crate) fn new(browser: Conn, early: &[u8], n_head: usize, owner: Conn, clock: &Clock) -> Self {
         let timer = clock.timer(clock.now() + LOOK);
         let mut carrier = Carrier {
             browser,

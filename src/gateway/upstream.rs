@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::gateway::Totals;
 use crate::gateway::body::Body;
-use crate::gateway::conn::{Conn, Counted, Counts};
+use crate::gateway::conn::{Conn, Counted};
 use crate::gateway::head::{self, HeadError, Limits};
 
 /// Dials the upstream.
@@ -195,10 +195,7 @@ impl Dialer {
 
     /// A fresh connection, within the time for one.
     pub(crate) async fn dial(&self) -> Result<Conn, DialError> {
-        if !self.totals.files.hold() {
-            return Err(DialError::Full);
-        }
-        let counted = Counted::new(&self.totals, Counts::Upstream);
+        let counted = Counted::beside(&self.totals).ok_or(DialError::Full)?;
         let connected = self.clock.timeout(self.connect_timeout, self.connect()).await;
         let mut conn = connected.unwrap_or(Err(DialError::ConnectTimeout)).inspect_err(|_| {
             *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = None; // it may have moved

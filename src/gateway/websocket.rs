@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{Refusal, ResumeMode, Viewer};
 use crate::gateway::admit::{self, Earlier, Seat};
-use crate::gateway::conn::Conn;
+use crate::gateway::conn::{Conn, Counted};
 use crate::gateway::cookie::Ticket;
 use crate::gateway::directory::{
     About, Attach, Entry, Found, Handed, Identity, Listed, Mail, Offered, Refused,
@@ -359,10 +359,15 @@ async fn attach(
     let entry = match found {
         Found::Here(entry) => entry,
         Found::There(there) => {
+            let Some(counted) = Counted::beside(&shared.totals) else {
+                return Attached::Refused(Refused { conn, early, is_taken: false });
+            };
             let offered = Offered { identity: identity(exchange, admitted), generation, answer };
             return match there.hand_over(&offered).await {
                 Handed::Taken(owner) => {
-                    let carrier = Carrier::new(conn, &early, offered.answer.len(), *owner, &shared.clock);
+                    let mut owner = Conn::tls(*owner);
+                    owner.count(counted);
+                    let carrier = Carrier::new(conn, &early, offered.answer.len(), owner, &shared.clock);
                     slot.carry(worker, carrier);
                     Attached::Taken
                 }

@@ -62,9 +62,18 @@ impl Functions {
     }
 }
 
+/// Whether the browser named a function.
+pub(crate) fn names_function(exchange: &Exchange) -> bool {
+    named(exchange).any(|it| !it.is_empty())
+}
+
+fn named(exchange: &Exchange) -> impl Iterator<Item = &str> {
+    exchange.offer.values("function-id").chain(exchange.offer.values("nvcf-function-id"))
+}
+
 /// The one function id that the browser named, if any.
 fn asked(exchange: &Exchange) -> Result<Option<&str>, Code> {
-    let mut ids = exchange.offer.values("function-id").chain(exchange.offer.values("nvcf-function-id"));
+    let mut ids = named(exchange);
     let first = ids.next().filter(|it| !it.is_empty());
     match (first, ids.next()) {
         (first, None) => Ok(first),

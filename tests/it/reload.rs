@@ -238,8 +238,13 @@ async fn a_restart_under_load_refuses_nobody() {
         soon("some answers", some).await;
     };
     answered(50).await;
+    // An address that is another one now waits for a stop and a start, and that is told.
+    let moved = text.replacen("[admin]\naddress = \"127.0.0.1:0\"", "[admin]\naddress = \"127.0.0.2:0\"", 1);
+    folder.write("streamgate.toml", &moved);
     let mut new = Process::start(&["run", "--config", &file], &env);
+    new.stderr.line_with("`admin.address` is 127.0.0.2:0, but this process has taken over 127.0.0.1:").await;
     new.stderr.line_with("were taken over").await;
+    assert!(!new.stderr.text().contains("`listen.address` is"), "{}", new.stderr.text());
     assert_eq!(new.address("gateway").await, address);
     let close = client.frame().await.expect("a Close frame");
     assert_eq!((close.opcode, &close.payload[..2]), (8, &1012_u16.to_be_bytes()[..]));

@@ -34,7 +34,7 @@ pub const FUNCTION: &str = "11111111-2222-3333-4444-555555555555";
 pub const TOKEN: &str = "canary-token-of-ada";
 
 /// A test that waits this long for something waits for what will not come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for something that must come.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::support::raw::accept;
 use crate::support::upstream::Act;
-use crate::support::{Answer, Gateway, Upstream, log};
+use crate::support::{Answer, Gateway, Upstream, advancing, log};
 
 /// The answers to a WebSocket and to a plain request.
 async fn both(gateway: &Gateway) -> [Answer; 2] {
@@ -53,7 +53,15 @@ async fn a_refusal_is_translated() {
         assert!(!answer.text().contains("secret"), "the browser is not told what the upstream says");
         let logged = log::lines_with(&answer.json("request_id")).join("\n");
         assert!(logged.contains("secret of the upstream"), "the operator is: {logged}");
+        let is_blamed = logged.contains("WARN") && logged.contains("is `upstream.function_id` right?");
+        assert_eq!(is_blamed, status == 404, "a function that nobody has chosen is the operator's: {logged}");
     }
+    let upstream = Upstream::that(Act::Answer("HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n".into())).await;
+    let gateway = Gateway::in_front_of(&upstream).upstream("functions = [\"other\"]").start().await;
+    let mut client = gateway.connect().await;
+    client.upgrade("/sign_in", &[("Sec-WebSocket-Protocol", "function-id.other")]).await;
+    let id = client.answer().await.json("request_id");
+    assert!(log::lines_with(&id).iter().all(|it| !it.contains("WARN")), "this one a browser has chosen");
 }
 
 #[tokio::test]
@@ -128,8 +136,8 @@ async fn an_upstream_that_says_nothing_is_a_504_after_its_time() {
     }
     clock.advance(Duration::from_secs(34));
     assert!(client.is_silent().await, "NVCF answers after 30 s, so 35 s are waited");
-    clock.advance(Duration::from_secs(1));
-    check(&client.answer().await, 504, "upstream.timeout", "silence");
+    // Their time began when the request was written, maybe after it was read.
+    check(&advancing(&clock, client.answer()).await, 504, "upstream.timeout", "silence");
 
     let mut client = gateway.connect().await;
     client.send(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
@@ -138,8 +146,7 @@ async fn an_upstream_that_says_nothing_is_a_504_after_its_time() {
     }
     clock.advance(Duration::from_secs(34));
     assert!(client.is_silent().await, "the same for plain HTTP");
-    clock.advance(Duration::from_secs(1));
-    check(&client.answer().await, 504, "upstream.timeout", "silence over plain HTTP");
+    check(&advancing(&clock, client.answer()).await, 504, "upstream.timeout", "silence over plain HTTP");
 }
 
 #[tokio::test]

@@ -17,11 +17,11 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::clock::Clock;
-use crate::gateway::conn::{Conn, Tcp};
+use crate::gateway::conn::{Conn, Counted, Tcp};
 use crate::gateway::directory::{Attach, Directory, Identity, Mail, Refused, SessionId};
 use crate::gateway::sealing::{Sealing, put};
 use crate::gateway::tunnel::Tunnel;
-use crate::gateway::{tls, upstream};
+use crate::gateway::{Totals, tls, upstream};
 use crate::session::Stop;
 
 /// How another replica is reached.
@@ -162,8 +162,8 @@ impl Host {
         self.listener.local_addr().expect("a bound socket has an address")
     }
 
-    /// Answers other replicas until it is dropped.
-    pub(crate) async fn serve(self, directory: Arc<Directory>) {
+    /// Answers other replicas until it is dropped. A browser that they carry here counts among the files of this process.
+    pub(crate) async fn serve(self, directory: Arc<Directory>, totals: Arc<Totals>) {
         let listener = self.listener.try_clone().and_then(TcpListener::from_std);
         let listener = listener.expect("the socket does not block");
         let (host, free) = (Arc::new(self), Arc::new(Semaphore::new(READ_AT_ONCE)));
@@ -178,12 +178,12 @@ impl Host {
                     continue;
                 }
             };
-            let (host, directory) = (Arc::clone(&host), Arc::clone(&directory));
+            let (host, directory, totals) = (Arc::clone(&host), Arc::clone(&directory), Arc::clone(&totals));
             asked.spawn(async move {
                 let read = host.clock.timeout(REQUEST, host.read(tcp)).await;
                 drop(place);
                 match read {
-                    Some(Ok((stream, request))) => host.answer(stream, request, &directory).await,
+                    Some(Ok((stream, request))) => host.answer(stream, request, &directory, &totals).await,
                     Some(Err(error)) => {
                         tracing::debug!(%from, %error, "A request on `directory.listen` was none.")
                     }
@@ -231,7 +231,13 @@ impl Host {
         Ok((stream.into(), request.ok_or_else(|| invalid("of another version"))?))
     }
 
-    async fn answer(&self, mut stream: TlsStream<Tcp>, request: Request, directory: &Directory) {
+    async fn answer(
+        &self,
+        mut stream: TlsStream<Tcp>,
+        request: Request,
+        directory: &Directory,
+        totals: &Arc<Totals>,
+    ) {
         let answer = match request {
             Request::Release(id, stop) => match directory.find(id) {
                 Some(entry) => {
@@ -242,11 +248,14 @@ impl Host {
             },
             Request::Attach(id, offered) => {
                 let entry = directory.find(id).filter(|it| it.about.identity == offered.identity);
-                let Some(entry) = entry else { return last_byte(&mut Conn::tls(stream), GONE).await };
+                let Some((entry, counted)) = entry.zip(Counted::beside(totals)) else {
+                    return last_byte(&mut Conn::tls(stream), GONE).await;
+                };
                 let (reply, taken) = oneshot::channel();
                 let Offered { generation, answer, .. } = offered;
                 let answer = BytesMut::from([&[DONE], &answer[..]].concat().as_slice());
-                let (conn, early) = (Conn::tunnel(Tunnel::new(stream)), BytesMut::new());
+                let (mut conn, early) = (Conn::tunnel(Tunnel::new(stream)), BytesMut::new());
+                conn.count(counted);
                 let attach = Attach { conn, early, answer, generation, reply };
                 if let Err(Mail::Attach(unread)) = entry.post(Mail::Attach(Box::new(attach))) {
                     unread.refuse(false);

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -56,6 +56,8 @@ struct Own {
     /// When its browser came, in milliseconds since the Unix epoch: of two replicas that have the same session after the
     /// server has lost what it knew, the one with the later browser is right.
     at: u64,
+    /// When it ended, where the server has not heard of that.
+    ended: Option<Instant>,
 }
 
 /// What the server still has to be told of a session.
@@ -242,6 +244,9 @@ impl Redis {
 
     /// Says that this replica lives; false when it could not be said.
     async fn renew(&self) -> bool {
+        // What a server that is away was not told of an end it has forgotten by itself.
+        let now = self.clock.now();
+        self.own().retain(|_, it| it.ended.is_none_or(|at| now < at + KEEP));
         let ip = match self.advertise {
             Some(ip) => ip,
             None if !self.listen.ip().is_unspecified() => self.listen.ip(),
@@ -468,7 +473,10 @@ impl Registry for Redis {
             };
             match answer {
                 (1, owner) => {
-                    self.own().insert(entry.id, Own { entry: Arc::clone(entry), due: Due::Nothing, at });
+                    self.own().insert(
+                        entry.id,
+                        Own { entry: Arc::clone(entry), due: Due::Nothing, at, ended: None },
+                    );
                     self.replace(entry.id, owner);
                     return true;
                 }
@@ -492,7 +500,9 @@ impl Registry for Redis {
             }
             // One that was lost to another replica is not claimed back because its browser is gone.
             _ if !entry.is_attached() => return,
-            _ => drop(all.insert(entry.id, Own { entry: Arc::clone(entry), due: Due::Claim, at })),
+            _ => {
+                drop(all.insert(entry.id, Own { entry: Arc::clone(entry), due: Due::Claim, at, ended: None }))
+            }
         }
         drop(all);
         self.news.notify_one();
@@ -502,7 +512,7 @@ impl Registry for Redis {
         if let Some(own) = self.own().get_mut(&entry.id)
             && Arc::ptr_eq(&own.entry, entry)
         {
-            own.due = Due::End;
+            (own.due, own.ended) = (Due::End, Some(self.clock.now()));
         } else {
             return;
         }
