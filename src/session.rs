@@ -540,8 +540,7 @@ impl Session {
             State::Closing { .. } => {} // it ends by itself
             State::Parked { loss, .. } => self.finish(Reason::Drained, 0, Ending::Reset, loss.passed_on()),
             State::Attached | State::Ended => {
-                self.actions
-                    .push_back(Action::Send(Leg::Browser, Control::close(1012, "the gateway restarts")));
+                self.actions.push_back(Action::Send(Leg::Browser, Control::restart()));
                 self.finish(Reason::Drained, 1012, Ending::Close, Ending::Close);
             }
         }

@@ -15,6 +15,11 @@ const LONGEST: usize = 4 << 10;
 
 const VERSIONS: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
 
+/// An IPv4 address as such, where a socket for both families sees it as IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// Whether the connection begins with a header of the PROXY protocol.
 pub(crate) fn is_introduced(proxies: &Proxies, peer: SocketAddr) -> bool {
     proxies.protocol && is_proxy(proxies, peer)
@@ -38,7 +43,7 @@ pub(crate) async fn introduction(tcp: &mut TcpStream) -> io::Result<Option<Socke
             Ok((header, end)) => {
                 let source = header.proxied_address().map(|it| it.source);
                 tcp.read_exact(&mut buf[n..end]).await?;
-                return Ok(source.map(|it| SocketAddr::new(it.ip().to_canonical(), it.port())));
+                return Ok(source.map(canonical));
             }
             // All of it belongs to the header, so it is taken out, and the next look waits for more.
             Err(Error::BufferTooShort) => {
@@ -88,7 +93,7 @@ fn address(text: &[u8]) -> Option<SocketAddr> {
         Ok(ip) => (ip, 0),
         Err(_) => text.parse::<SocketAddr>().map(|it| (it.ip(), it.port())).ok()?,
     };
-    Some(SocketAddr::new(ip.to_canonical(), port))
+    Some(canonical(SocketAddr::new(ip, port)))
 }
 
 #[cfg(test)]

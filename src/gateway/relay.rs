@@ -1011,9 +1011,9 @@ impl Relay {
             Reason::UpstreamSilent => shared.metrics.leg_lost(Leg::Upstream),
             _ => {}
         }
-        let identity = &self.entry.about.identity;
+        let (identity, name) = (&self.entry.about.identity, self.entry.id().public_name());
         tracing::info!(
-            request = %record.id, session = self.entry.id().public_name(), principal = identity.principal,
+            request = %record.id, session = name, principal = identity.principal,
             reason = end.reason.name(), code = end.code,
             seconds = took.as_secs_f64(), "A session ended."
         );
@@ -1035,7 +1035,7 @@ impl Relay {
             route: &record.route,
             principal: &identity.principal,
             function: &identity.function,
-            session: &self.entry.id().public_name(),
+            session: &name,
             status: 101,
             reason: end.reason.name(),
             close: end.code,

@@ -183,7 +183,7 @@ impl Carrier {
         if !matches!(has_all, Some(Ok(()))) {
             return self.browser.reset_on_drop();
         }
-        let (bytes, len) = Control::close(RESTART, "the gateway restarts").encode(None);
+        let (bytes, len) = Control::restart().encode(None);
         let last = async {
             self.browser.write_out(&bytes[..len]).await?;
             self.browser.shutdown().await
@@ -401,9 +401,6 @@ enum Ended {
 
 /// How long a browser may take for what was sent to it, when this replica ends.
 const LEAVE: Duration = Duration::from_secs(1);
-
-/// The code that tells a browser to come back (IANA's registry of close codes).
-const RESTART: u16 = 1012;
 
 /// How long a peer may take over the last bytes.
 const LAST: Duration = Duration::from_secs(5);

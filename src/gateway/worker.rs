@@ -106,8 +106,7 @@ pub(crate) fn run(
                 biased;
                 _ = draining.wait_for(|it| *it) => break,
                 accepted = listener.accept() => match accepted {
-                    // One socket for both families sees IPv4 as IPv6.
-                    Ok((tcp, peer)) => slot.accept(tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+                    Ok((tcp, peer)) => slot.accept(tcp, client::canonical(peer)),
                     Err(error) => {
                         tracing::error!(%error, "A connection could not be accepted.");
                         clock.sleep(ACCEPT_PAUSE).await;

@@ -114,8 +114,7 @@ impl Keys {
         fetch: &F,
     ) -> Result<Arc<KeySet>, Reason> {
         let has_key = |set: &KeySet| kid.is_none_or(|kid| set.knows(kid));
-        let read = |body: &[u8]| KeySet::from_jwks(body).map_err(|error| Failure(error.to_string()));
-        self.sets.get(url, &self.clock, fetch, has_key, read).await
+        self.sets.get(url, &self.clock, fetch, has_key, read_keys).await
     }
 
     /// Other keys at this URL than these, with which a signature was found wrong: keys without names change without a sign.
@@ -127,8 +126,7 @@ impl Keys {
         fetch: &F,
     ) -> Result<Arc<KeySet>, Reason> {
         let is_other = |set: &KeySet| !std::ptr::eq(set, Arc::as_ptr(old));
-        let read = |body: &[u8]| KeySet::from_jwks(body).map_err(|error| Failure(error.to_string()));
-        self.sets.get(url, &self.clock, fetch, is_other, read).await
+        self.sets.get(url, &self.clock, fetch, is_other, read_keys).await
     }
 
     /// What the issuer with this URL says about itself. Fails with [`Reason::KeysUnavailable`].
@@ -137,6 +135,10 @@ impl Keys {
         let read = |body: &[u8]| Discovery::read(body, issuer);
         self.discoveries.get(&url, &self.clock, fetch, |_| true, read).await
     }
+}
+
+fn read_keys(body: &[u8]) -> Result<KeySet, Failure> {
+    KeySet::from_jwks(body).map_err(|error| Failure(error.to_string()))
 }
 
 impl Discovery {

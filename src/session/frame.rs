@@ -320,6 +320,11 @@ impl Control {
         Control::new(Opcode::Close, &payload)
     }
 
+    /// Tells a browser to come back (RFC 6455's registry of close codes).
+    pub(crate) fn restart() -> Self {
+        Control::close(1012, "the gateway restarts")
+    }
+
     pub(crate) fn payload(&self) -> &[u8] {
         &self.payload[..usize::from(self.len)]
     }

@@ -321,10 +321,9 @@ async fn finish(socket: &mut WebSocket, clock: &Clock) {
     clock.timeout(CLOSE_WITHIN, rest).await;
 }
 
-/// How far a session has come.
+/// What a session has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Setup {
-    Begun,
     Answer,
     Connected,
 }
@@ -332,7 +331,6 @@ enum Setup {
 impl Setup {
     const fn name(self) -> &'static str {
         match self {
-            Setup::Begun => "begun",
             Setup::Answer => "answer",
             Setup::Connected => "connected",
         }
@@ -347,7 +345,7 @@ struct Session<'a> {
     started: Instant,
     seq: u64,
     /// How far it has come.
-    stage: Setup,
+    stage: Option<Setup>,
     is_connected: bool,
     /// Until when media must flow, when it does not.
     connect_by: Instant,
@@ -388,7 +386,7 @@ impl<'a> Session<'a> {
             happened,
             started,
             seq: 0,
-            stage: Setup::Begun,
+            stage: None,
             is_connected: false,
             connect_by: started + CONNECT_WITHIN,
             can_detach: false,
@@ -518,8 +516,8 @@ impl<'a> Session<'a> {
 
     /// A session is set up once; a restart and a page that was loaded again are no set-ups.
     fn note_setup(&mut self, stage: Setup) {
-        if self.stage < stage {
-            self.stage = stage;
+        if self.stage < Some(stage) {
+            self.stage = Some(stage);
             self.shared.metrics.streaming.setup(stage.name(), self.shared.clock.now() - self.started);
         }
     }
